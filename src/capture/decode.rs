@@ -1,0 +1,1 @@
+//! Headers to segments and datagrams.

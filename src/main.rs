@@ -1,0 +1,6 @@
+//! The `memtap` program: allocator, arguments, library, exit code.
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() {}
