@@ -5,6 +5,9 @@
 //! kernel filter is generated from the targets' addresses and ports.
 
 pub mod decode;
+mod fragment;
+pub mod pcap;
+mod tunnel;
 
 use crate::model::{Endpoint, Timestamp};
 
