@@ -15,6 +15,10 @@ use crate::model::Timestamp;
 /// that the copies of its fragments are recognised; any longer, and a reused identification would be mistaken for a copy.
 const MIRROR_COPY_MAX: Duration = Duration::from_millis(2);
 
+/// Fragments of one packet are sent back to back. A repeated fragment of a finished packet that is followed this soon by a
+/// new one was not a copy but the first to arrive of another packet with the same identification.
+const SAME_PACKET_MAX: Duration = Duration::from_micros(20);
+
 /// Fragments that are not the last carry a multiple of this many bytes, because offsets count in these units.
 const OFFSET_UNIT_BYTES: usize = 8;
 
@@ -115,21 +119,15 @@ impl FragmentPool {
             if slot.is_copy(now, buffer, range, body.bytes) {
                 return None;
             }
-            slot.begin(now, key);
+            slot.begin_again(now);
         }
-        match slot.add(range, piece.is_last, self.pieces_max) {
-            Added::Held | Added::Whole => {
-                let start = usize::from(range.start);
-                buffer[start..start + body.bytes.len()].copy_from_slice(body.bytes);
-            }
-            Added::Copy => return None,
-            Added::Refused(dropped) => {
+        match slot.add(range, piece.is_last, body.bytes, buffer, self.pieces_max) {
+            Added::Whole => {}
+            Added::Held => return None,
+            Added::Refused { dropped } => {
                 self.dropped += dropped;
                 return None;
             }
-        }
-        if slot.state != SlotState::Whole {
-            return None;
         }
         slot.begun = now;
         let captured = usize::from(slot.captured_end());
@@ -196,12 +194,13 @@ struct PieceRange {
 
 /// What became of a fragment.
 enum Added {
+    /// Its packet waits for more; or it was there already.
     Held,
     Whole,
-    /// The same piece a second time; the first stays.
-    Copy,
     /// The packet is given up, with so many fragments.
-    Refused(u64),
+    Refused {
+        dropped: u64,
+    },
 }
 
 /// One packet in the making.
@@ -212,17 +211,39 @@ struct Slot {
     /// Time of the first fragment; once whole, of the last.
     begun: Timestamp,
     /// In order, without overlap; never more than its capacity.
-    pieces: Vec<PieceRange>,
+    pieces: Vec<Piece>,
     /// Bytes in `pieces`. Since they do not overlap, the packet is whole when this equals `end`.
     filled: u16,
     /// Length of the packet's payload, once the last piece is here.
     end: Option<u16>,
+    /// When a piece was last repeated after the packet was whole.
+    repeated: Timestamp,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    range: PieceRange,
+    /// Seen again after the packet was whole.
+    is_repeated: bool,
 }
 
 impl Slot {
     fn begin(&mut self, now: Timestamp, key: FragmentKey) {
         self.clear();
         self.key = Some(key);
+        self.begun = now;
+        self.state = SlotState::Filling;
+    }
+
+    /// Begins another packet of the same key in the place of one that is whole. Repetitions of a moment ago were its
+    /// fragments, and their bytes are still in the buffer.
+    fn begin_again(&mut self, now: Timestamp) {
+        let keeps_repeated = now.since(self.repeated) <= SAME_PACKET_MAX;
+        self.pieces.retain(|piece| keeps_repeated && piece.is_repeated);
+        self.filled = self.pieces.iter().map(|piece| piece.range.end - piece.range.start).sum();
+        let keeps_last = self.pieces.last().map(|piece| piece.range.end) == self.end;
+        self.end = self.end.filter(|_| keeps_last);
+        self.pieces.iter_mut().for_each(|piece| piece.is_repeated = false);
         self.begun = now;
         self.state = SlotState::Filling;
     }
@@ -237,26 +258,31 @@ impl Slot {
         lost
     }
 
-    fn add(&mut self, range: PieceRange, is_last: bool, pieces_max: usize) -> Added {
-        let index = self.pieces.partition_point(|piece| piece.start < range.start);
-        let before = index.checked_sub(1).and_then(|before| self.pieces.get(before));
-        let behind = self.pieces.get(index);
-        if behind.is_some_and(|piece| (piece.start, piece.end) == (range.start, range.end)) {
-            return Added::Copy;
+    /// Takes a fragment and its captured bytes, unless it contradicts what is there.
+    fn add(
+        &mut self,
+        range: PieceRange,
+        is_last: bool,
+        bytes: &[u8],
+        buffer: &mut [u8],
+        pieces_max: usize,
+    ) -> Added {
+        let index = self.pieces.partition_point(|piece| piece.range.start < range.start);
+        if self.pieces.get(index).is_some_and(|piece| repeats(piece.range, range, buffer, bytes)) {
+            return Added::Held;
         }
-        let overlaps = before.is_some_and(|piece| piece.end > range.start)
-            || behind.is_some_and(|piece| piece.start < range.end);
-        let contradicts_end = match self.end {
-            Some(end) => is_last || range.end > end,
-            None => is_last && self.pieces.last().is_some_and(|piece| piece.end > range.end),
-        };
-        let is_refused = self.state == SlotState::Refused;
-        if is_refused || overlaps || contradicts_end || self.pieces.len() >= pieces_max {
+        let fits = self.state == SlotState::Filling
+            && self.pieces.len() < pieces_max
+            && self.has_room(index, range)
+            && self.agrees_with_end(range, is_last);
+        if !fits {
             let dropped = self.clear() + 1;
             self.state = SlotState::Refused;
-            return Added::Refused(dropped);
+            return Added::Refused { dropped };
         }
-        self.pieces.insert(index, range);
+        let start = usize::from(range.start);
+        buffer[start..start + bytes.len()].copy_from_slice(bytes);
+        self.pieces.insert(index, Piece { range, is_repeated: false });
         self.filled += range.end - range.start;
         if is_last {
             self.end = Some(range.end);
@@ -268,24 +294,54 @@ impl Slot {
         Added::Whole
     }
 
+    /// Whether `range` overlaps neither the piece before `index` nor the one at it.
+    fn has_room(&self, index: usize, range: PieceRange) -> bool {
+        let before = index.checked_sub(1).and_then(|before| self.pieces.get(before));
+        let behind = self.pieces.get(index);
+        before.is_none_or(|piece| piece.range.end <= range.start)
+            && behind.is_none_or(|piece| range.end <= piece.range.start)
+    }
+
+    /// Whether nothing lies behind the last piece, and there is but one.
+    fn agrees_with_end(&self, range: PieceRange, is_last: bool) -> bool {
+        match self.end {
+            Some(end) => !is_last && range.end <= end,
+            None => !is_last || self.pieces.last().is_none_or(|piece| piece.range.end <= range.end),
+        }
+    }
+
     /// Whether a fragment repeats one of a packet that was just finished: same place, same bytes, soon after.
-    fn is_copy(&self, now: Timestamp, buffer: &[u8], range: PieceRange, bytes: &[u8]) -> bool {
-        now.since(self.begun) <= MIRROR_COPY_MAX
-            && self.pieces.contains(&range)
-            && buffer[usize::from(range.start)..usize::from(range.captured_end)] == *bytes
+    fn is_copy(&mut self, now: Timestamp, buffer: &[u8], range: PieceRange, bytes: &[u8]) -> bool {
+        if now.since(self.begun) > MIRROR_COPY_MAX {
+            return false;
+        }
+        let mut pieces = self.pieces.iter_mut();
+        let Some(piece) = pieces.find(|piece| repeats(piece.range, range, buffer, bytes)) else {
+            return false;
+        };
+        piece.is_repeated = true;
+        self.repeated = now;
+        true
     }
 
     /// End of the bytes that were captured from the start without a break.
     fn captured_end(&self) -> u16 {
         let mut end = 0;
         for piece in &self.pieces {
-            end = piece.captured_end;
-            if piece.captured_end < piece.end {
+            end = piece.range.captured_end;
+            if end < piece.range.end {
                 break;
             }
         }
         end
     }
+}
+
+/// Whether a fragment at `range` has the place of `known`, and the same bytes as far as both were captured.
+fn repeats(known: PieceRange, range: PieceRange, buffer: &[u8], bytes: &[u8]) -> bool {
+    let start = usize::from(known.start);
+    let both = bytes.len().min(usize::from(known.captured_end) - start);
+    (known.start, known.end) == (range.start, range.end) && buffer[start..start + both] == bytes[..both]
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@
 //! [`Segment`], a [`Datagram`] or a counted reason why it is neither. Nothing here knows what memcached is, except that the
 //! kernel filter is generated from the targets' addresses and ports.
 
+#[cfg(test)]
+mod builder_tests;
 pub mod decode;
 mod fragment;
 pub mod pcap;
