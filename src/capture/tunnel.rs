@@ -71,7 +71,7 @@ pub(super) fn walk<'a>(
                     None => return Ok(Decoded::Datagram(datagram)),
                 }
             }
-            PROTOCOL_GRE => gre(ip.body)?,
+            PROTOCOL_GRE => after_gre(ip.body)?,
             PROTOCOL_IPV4 => Layer { ethertype: ETHERTYPE_IPV4, extent: ip.body },
             PROTOCOL_IPV6 => Layer { ethertype: ETHERTYPE_IPV6, extent: ip.body },
             _ => return Err(Stop::Foreign),
@@ -256,13 +256,13 @@ fn after_labels(mut extent: Extent<'_>) -> Result<Layer<'_>, Stop> {
 }
 
 /// The network layer within an Ethernet frame.
-fn ethernet(extent: Extent<'_>) -> Result<Layer<'_>, Stop> {
+fn after_ethernet(extent: Extent<'_>) -> Result<Layer<'_>, Stop> {
     let (ethertype, header_bytes) = link_header(LinkType::Ethernet, extent.bytes)?;
     Ok(Layer { ethertype, extent: after(extent, header_bytes)? })
 }
 
 /// What a GRE packet carries (RFC 2784, RFC 2890).
-fn gre(extent: Extent<'_>) -> Result<Layer<'_>, Stop> {
+fn after_gre(extent: Extent<'_>) -> Result<Layer<'_>, Stop> {
     let h: &[u8; 4] = extent.head().ok_or(Stop::Malformed)?;
     let (has_checksum, has_routing) = (h[0] & 0x80 != 0, h[0] & 0x40 != 0);
     let (has_key, has_sequence) = (h[0] & 0x20 != 0, h[0] & 0x10 != 0);
@@ -273,25 +273,25 @@ fn gre(extent: Extent<'_>) -> Result<Layer<'_>, Stop> {
     let options = [has_checksum, has_key, has_sequence].into_iter().filter(|&has| has).count();
     let inner = after(extent, 4 + 4 * options)?;
     match u16::from_be_bytes([h[2], h[3]]) {
-        ETHERTYPE_ETHERNET => ethernet(inner),
+        ETHERTYPE_ETHERNET => after_ethernet(inner),
         // Type I has no header of its own, and no sequence number to tell that it has not.
-        ETHERTYPE_ERSPAN if has_sequence => ethernet(after(inner, 8)?),
-        ETHERTYPE_ERSPAN => ethernet(inner),
-        ETHERTYPE_ERSPAN3 => erspan3(inner),
+        ETHERTYPE_ERSPAN if has_sequence => after_ethernet(after(inner, 8)?),
+        ETHERTYPE_ERSPAN => after_ethernet(inner),
+        ETHERTYPE_ERSPAN3 => after_erspan3(inner),
         ethertype => Ok(Layer { ethertype, extent: inner }),
     }
 }
 
 /// What an ERSPAN type III packet carries: twelve bytes of header, eight more when its last bit announces a subheader; a
 /// frame type of 2 stands for an IP packet without Ethernet (draft-foschiano-erspan §4.4).
-fn erspan3(extent: Extent<'_>) -> Result<Layer<'_>, Stop> {
+fn after_erspan3(extent: Extent<'_>) -> Result<Layer<'_>, Stop> {
     let h: &[u8; 12] = extent.head().ok_or(Stop::Malformed)?;
     let has_subheader = h[11] & 1 == 1;
     let frame_type = (h[10] >> 2) & 0x1f;
     let inner = after(extent, if has_subheader { 20 } else { 12 })?;
     match frame_type {
         2 => Ok(Layer { ethertype: ethertype_of_ip(inner.bytes)?, extent: inner }),
-        _ => ethernet(inner),
+        _ => after_ethernet(inner),
     }
 }
 
@@ -303,22 +303,25 @@ fn udp_tunnel<'a>(datagram: &Datagram<'a>, memcached_ports: &[u16]) -> Result<Op
         return Ok(None);
     }
     let extent = Extent { bytes: datagram.payload, wire_bytes: datagram.payload_wire_bytes };
-    let Some(h) = extent.head::<8>() else { return Ok(None) };
+    if extent.wire_bytes < 8 {
+        return Ok(None);
+    }
+    let h: &[u8; 8] = extent.head().ok_or(Stop::Malformed)?;
     if port == PORT_GENEVE {
         let is_version_0 = h[0] >> 6 == 0;
         let option_bytes = usize::from(h[0] & 0x3f) * 4;
-        return if is_version_0 { geneve(extent, option_bytes).map(Some) } else { Ok(None) };
+        return if is_version_0 { after_geneve(extent, option_bytes).map(Some) } else { Ok(None) };
     }
     let has_network_id = h[0] & 0x08 != 0; // required by RFC 7348 §5
-    if has_network_id { ethernet(after(extent, 8)?).map(Some) } else { Ok(None) }
+    if has_network_id { after_ethernet(after(extent, 8)?).map(Some) } else { Ok(None) }
 }
 
 /// What a Geneve packet carries (RFC 8926 §3.4).
-fn geneve(extent: Extent<'_>, option_bytes: usize) -> Result<Layer<'_>, Stop> {
+fn after_geneve(extent: Extent<'_>, option_bytes: usize) -> Result<Layer<'_>, Stop> {
     let h: &[u8; 8] = extent.head().ok_or(Stop::Malformed)?;
     let inner = after(extent, 8 + option_bytes)?;
     match u16::from_be_bytes([h[2], h[3]]) {
-        ETHERTYPE_ETHERNET => ethernet(inner),
+        ETHERTYPE_ETHERNET => after_ethernet(inner),
         ethertype => Ok(Layer { ethertype, extent: inner }),
     }
 }
