@@ -4,6 +4,9 @@
 //! is ours and goes back to the kernel when its guard is dropped; and that every loss is counted. Does not look into packets:
 //! that is `block`. One of the two files of capture that may hold `unsafe`.
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,6 +19,7 @@ use super::block::{
     BLOCK_HEADER_BYTES, BLOCK_PREFIX_BYTES, BlockHeader, Captured, PACKET_OVERHEAD_BYTES, Packets,
 };
 use super::filter::{FilterForm, FilterSpec, OutgoingPolicy, reject_all};
+use super::interface::Interface;
 use super::socket::{self, FanoutGroup, PacketSocket, RingRequest, SocketError};
 use crate::model::Timestamp;
 
@@ -173,6 +177,23 @@ pub struct RingOptions {
     pub promiscuous: bool,
 }
 
+impl RingOptions {
+    /// A ring of the usual size on an interface. The filter is told how the interface's packets begin and which of their copies
+    /// to refuse.
+    pub fn new(interface: &Interface, filter: FilterSpec) -> RingOptions {
+        RingOptions {
+            interface_index: interface.index,
+            shape: RingShape::default(),
+            filter: FilterSpec {
+                link: interface.filter_link(),
+                outgoing: interface.outgoing_policy(),
+                ..filter
+            },
+            promiscuous: false,
+        }
+    }
+}
+
 /// Whether packets can come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RingState {
@@ -238,7 +259,11 @@ impl Ring {
         let mut ring = Ring::prepare(socket, options)?;
         // In a group the kernel would ignore this; alone it saves the copy and the filter's run.
         if options.filter.outgoing == OutgoingPolicy::Refuse {
-            ring.socket.ignore_outgoing()?;
+            match ring.socket.ignore_outgoing() {
+                // Before Linux 4.20 there is no such option; the filter refuses these packets as well.
+                Err(error) if error.errno() == Some(libc::ENOPROTOOPT) => {}
+                answered => answered?,
+            }
         }
         ring.set_filter(&options.filter)?;
         ring.bind(options.interface_index)?;
@@ -255,8 +280,8 @@ impl Ring {
 
     /// As [`Ring::open_group`], on sockets that were opened before.
     pub fn open_group_on(sockets: Vec<PacketSocket>, options: &RingOptions) -> Result<Vec<Ring>, RingError> {
-        let alone = sockets.len() == 1;
-        if alone {
+        assert!(!sockets.is_empty(), "a group has members");
+        if sockets.len() == 1 {
             return sockets.into_iter().map(|socket| Ring::open_on(socket, options)).collect();
         }
         let mut rings: Vec<Ring> = Vec::with_capacity(sockets.len());
@@ -366,19 +391,23 @@ impl Ring {
         self.interface_index
     }
 
-    /// Whether packets could come when this was last looked at: by [`wait`] after an error, or by [`Ring::check_state`].
+    /// Whether packets could come when this was last looked at: by [`wait`] after an error and while the interface is down, or
+    /// by [`Ring::check_state`].
     pub fn state(&self) -> RingState {
         self.state
     }
 
-    /// Looks whether packets can come. To be called now and then: an interface that is deleted while it is down, and one that
-    /// comes up, say nothing.
+    /// Looks whether packets can come.
     pub fn check_state(&mut self) -> Result<RingState, RingError> {
         let error = self.socket.take_error()?;
+        if let Some(number) = error.filter(|&number| number != libc::ENETDOWN) {
+            let source = io::Error::from_raw_os_error(number);
+            return Err(SocketError::System { call: "receiving from the packet socket", source }.into());
+        }
         self.state = match self.socket.interface_index()? {
             None => RingState::Gone,
             Some(0) => RingState::Running,
-            Some(index) if error == Some(libc::ENETDOWN) || self.state != RingState::Running => {
+            Some(index) if error.is_some() || self.state != RingState::Running => {
                 if self.socket.interface_is_up(index)? { RingState::Running } else { RingState::Down }
             }
             Some(_) => RingState::Running,
@@ -459,7 +488,6 @@ impl Ring {
         // Everything we read of it stays before this store.
         self.status(self.cursor).store(libc::TP_STATUS_KERNEL, Ordering::Release);
         self.cursor = (self.cursor + 1) % self.shape.blocks;
-        self.statistics.blocks_waiting_max = self.statistics.blocks_waiting_max.max(1);
     }
 
     /// Takes note of a block that was read: its place in the kernel's count, its distance in time from the one before.
@@ -520,6 +548,12 @@ impl Drop for Block<'_> {
 /// At most [`RINGS_PER_WORKER_MAX`] rings.
 pub fn wait(rings: &mut [Ring], timeout: Duration) -> Result<(), RingError> {
     assert!(rings.len() <= RINGS_PER_WORKER_MAX, "{} rings in one worker", rings.len());
+    for ring in rings.iter_mut() {
+        // Neither coming up nor being deleted while down raises an error. Blocks tell nothing either: they may be old.
+        if ring.state == RingState::Down {
+            ring.check_state()?;
+        }
+    }
     if rings.iter().any(Ring::has_block) {
         return Ok(());
     }
@@ -543,8 +577,6 @@ pub fn wait(rings: &mut [Ring], timeout: Duration) -> Result<(), RingError> {
         if entry.revents & libc::POLLERR != 0 {
             // Reading the error takes it away; left alone, it would make every poll return at once.
             ring.check_state()?;
-        } else if entry.revents & libc::POLLIN != 0 {
-            ring.state = RingState::Running;
         }
     }
     Ok(())
@@ -584,68 +616,4 @@ fn request_ring(socket: &PacketSocket, asked: &RingShape) -> Result<RingShape, R
 
 fn no_memory(shape: &RingShape) -> RingError {
     RingError::NoMemory { blocks: shape.blocks, block_bytes: shape.block_bytes }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn shape(blocks: u32, block_mib: u32, timeout_ms: u64) -> RingShape {
-        RingShape { blocks, block_bytes: block_mib << 20, retire_timeout: Duration::from_millis(timeout_ms) }
-    }
-
-    /// Bytes of the ring a second, for so many packets of so many bytes.
-    fn rate(packets: u64, captured_bytes: u64) -> u64 {
-        packets * (82 + captured_bytes).next_multiple_of(8)
-    }
-
-    #[test]
-    fn hold_time_agrees_with_measured_stalls() {
-        // (ring, rate, milliseconds that a stall of a second cost, as measured)
-        let measured = [
-            (shape(64, 1, 10), rate(250_000, 64), 370),
-            (shape(64, 1, 10), rate(200_000, 1500), 837),
-            (shape(64, 1, 10), rate(200_000, 128), 370),
-            (shape(64, 4, 10), rate(250_000, 64), 370),
-            (shape(16, 1, 10), rate(200_000, 1500), 964),
-            (shape(16, 1, 10), rate(250_000, 64), 850),
-        ];
-        for (shape, rate, lost_ms) in measured {
-            let predicted = 1000 - shape.hold_time(rate).as_millis() as i64;
-            assert!(
-                (predicted - lost_ms).abs() <= 15,
-                "{shape:?}: {predicted} predicted, {lost_ms} measured"
-            );
-        }
-        assert_eq!(RingShape::default().hold_time(0), Duration::from_millis(63 * 60));
-    }
-
-    #[test]
-    fn a_ring_shrinks_to_a_quarter_and_no_further() {
-        let asked = RingShape::default();
-        let mut shape = asked;
-        let mut steps = 0;
-        while let Some(smaller) = shape.shrunk(&asked) {
-            assert!(smaller.blocks < shape.blocks && shape.blocks - smaller.blocks <= 3);
-            shape = smaller;
-            steps += 1;
-        }
-        assert_eq!(shape.blocks, 16);
-        assert!(steps < 40, "{steps}");
-        assert_eq!(RingShape { blocks: BLOCKS_MIN, ..asked }.shrunk(&asked), None);
-    }
-
-    #[test]
-    fn ring_sizes_are_honoured_within_a_block() {
-        assert_eq!(RingShape::with_bytes(64 << 20), RingShape::default());
-        assert_eq!(RingShape::with_bytes(1 << 20).bytes(), 1 << 20);
-        assert_eq!(RingShape::with_bytes(0).blocks, BLOCKS_MIN);
-        assert_eq!(RingShape::with_bytes(10_000_000).blocks, 9);
-    }
-
-    #[test]
-    fn rings_can_be_given_to_threads() {
-        fn is_send<T: Send>() {}
-        is_send::<Ring>();
-    }
 }

@@ -321,7 +321,8 @@ fn signed_index(interface_index: u32) -> Result<c_int, SocketError> {
 /// Waits until one of the descriptors is readable or has an error pending, or until the time is over. Says how many are; none
 /// also when a signal came in between.
 pub fn poll(entries: &mut [libc::pollfd], timeout: Duration) -> Result<usize, SocketError> {
-    let milliseconds = c_int::try_from(timeout.as_millis()).unwrap_or(c_int::MAX);
+    // Rounded up: half a millisecond is not to become a loop that never sleeps.
+    let milliseconds = c_int::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(c_int::MAX);
     let count = entries.len() as libc::nfds_t;
     // SAFETY: the pointer is to `count` live entries, of which the kernel writes `revents`.
     let returned = unsafe { libc::poll(entries.as_mut_ptr(), count, milliseconds) };

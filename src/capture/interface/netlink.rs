@@ -257,6 +257,48 @@ mod tests {
 
     use super::*;
 
+    /// A message about a link with a name, and within its information a kind and that of its master.
+    fn link(hardware_type: u16, flags: i32, own_kind: &str, master_kind: &str) -> Vec<u8> {
+        let mut message = vec![0u8; LINK_HEADER_BYTES];
+        message[2..4].copy_from_slice(&hardware_type.to_ne_bytes());
+        message[4..8].copy_from_slice(&9u32.to_ne_bytes());
+        message[8..12].copy_from_slice(&flags.to_ne_bytes());
+        append_attribute(&mut message, LINK_NAME, b"name\0");
+        append_attribute(&mut message, LINK_MTU, &1500u32.to_ne_bytes());
+        append_attribute(&mut message, LINK_PARENT, &3u32.to_ne_bytes());
+        let mut information = Vec::new();
+        for (number, kind) in [(LINK_INFO_KIND, own_kind), (LINK_INFO_MASTER_KIND, master_kind)] {
+            if !kind.is_empty() {
+                append_attribute(&mut information, number, format!("{kind}\0").as_bytes());
+            }
+        }
+        append_attribute(&mut message, LINK_INFO | 0x8000, &information);
+        let mut statistics = vec![0u8; 25 * 8];
+        statistics[8 * STATISTICS_RX_FIFO_ERRORS] = 2;
+        statistics[8 * STATISTICS_RX_MISSED_ERRORS] = 40;
+        append_attribute(&mut message, LINK_STATISTICS, &statistics);
+        message
+    }
+
+    #[test]
+    fn links_are_known_by_their_kinds() {
+        let kind =
+            |own, master| parse_link(&link(HARDWARE_ETHERNET, libc::IFF_UP, own, master)).unwrap().kind;
+        assert_eq!(kind("", ""), InterfaceKind::Physical);
+        assert_eq!(kind("veth", "bridge"), InterfaceKind::BridgePort);
+        assert_eq!(kind("", "bond"), InterfaceKind::BondMember);
+        assert_eq!(kind("bond", ""), InterfaceKind::Virtual);
+        assert_eq!(kind("vlan", ""), InterfaceKind::Vlan { parent_index: 3 });
+        assert_eq!(kind("dummy", "vrf"), InterfaceKind::Dummy);
+        let message = link(65534, libc::IFF_UP, "tun", "");
+        let found = parse_link(&message).unwrap();
+        assert_eq!((found.name.as_str(), found.index, found.mtu_bytes), ("name", 9, 1500));
+        assert!(found.is_up && !found.is_ethernet);
+        assert!(!parse_link(&link(1, 0, "", "")).unwrap().is_up);
+        assert_eq!(parse_drops(&message), Some(42));
+        assert_eq!(parse_drops(&message[..60]), None);
+    }
+
     proptest! {
         #[test]
         fn damaged_answers_do_no_harm(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
