@@ -4,7 +4,12 @@
 //! [`Segment`], a [`Datagram`] or a counted reason why it is neither. Nothing here knows what memcached is, except that the
 //! kernel filter is generated from the targets' addresses and ports.
 
+pub mod block;
 pub mod decode;
+pub mod filter;
+pub mod interface;
+pub mod ring;
+pub mod socket;
 
 use crate::model::{Endpoint, Timestamp};
 
