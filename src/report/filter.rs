@@ -54,6 +54,11 @@ impl fmt::Display for Filter {
 }
 
 impl Filter {
+    /// As it may be printed: what the operator wrote, without what could drive a terminal.
+    pub(crate) fn shown(&self) -> String {
+        super::escape::escape_name(&self.text)
+    }
+
     /// Whether a single request passes.
     pub fn admits(&self, key: &[u8], client: &Endpoint, command: Command) -> bool {
         self.terms.iter().all(|term| {

@@ -11,8 +11,11 @@ mod filter;
 mod findings;
 mod groups;
 mod json;
+mod markdown;
 mod options;
 mod privacy;
+mod sections;
+mod table;
 mod units;
 
 pub use escape::{escape, escape_name, shorten, unescape};
@@ -45,12 +48,12 @@ impl Reporter {
         &mut self.options
     }
 
-    /// The report of one interval: a block for each target.
+    /// The report of one interval: a block for each target, and the targets side by side where there are several.
     pub fn write_interval(&mut self, out: &mut impl Write, snapshots: &[Snapshot]) -> io::Result<()> {
         for snapshot in snapshots {
             self.write_snapshot(out, snapshot)?;
         }
-        Ok(())
+        if snapshots.len() > 1 { self.write_targets(out, snapshots) } else { Ok(()) }
     }
 
     /// The block of one target.
@@ -65,7 +68,21 @@ impl Reporter {
                 }
                 csv::write(out, &contents)
             }
-            OutputFormat::Table | OutputFormat::Markdown => Ok(()),
+            OutputFormat::Table => table::write(out, &contents),
+            OutputFormat::Markdown => markdown::write(out, &contents),
+        }
+    }
+
+    /// The targets side by side. In JSON Lines and CSV each target's own figures already stand beside the others'.
+    pub fn write_targets(&mut self, out: &mut impl Write, snapshots: &[Snapshot]) -> io::Result<()> {
+        // The hottest rows are all that this table shows.
+        let options = ReportOptions { top: 1, ..self.options.clone() };
+        let shown: Vec<Shown<'_>> = snapshots.iter().map(|snapshot| Shown::new(snapshot, &options)).collect();
+        let contents: Vec<_> = shown.iter().map(Shown::contents).collect();
+        match self.options.format {
+            OutputFormat::Table => table::write_targets(out, &contents),
+            OutputFormat::Markdown => markdown::write_targets(out, &contents),
+            OutputFormat::Jsonl | OutputFormat::Csv => Ok(()),
         }
     }
 }
