@@ -62,6 +62,7 @@ pub struct ConfigArgs {
 }
 
 /// What to do with a configuration.
+#[expect(clippy::large_enum_variant, reason = "clap's derive takes no box here, and there is one of it")]
 #[derive(Clone, Debug, Subcommand)]
 pub enum ConfigAction {
     /// Check a file and say everything that is wrong with it.
@@ -273,10 +274,10 @@ fn facts(flag: &str) -> Option<String> {
         _ => SETTINGS.iter().find(|setting| setting.flag == Some(flag))?.key,
     };
     let setting = crate::config::setting(key)?;
-    Some(match setting.default_text() {
-        Some(default) => format!("[default: {default}] [env: {}] [key: {key}]", setting.environment),
-        None => format!("[env: {}] [key: {key}]", setting.environment),
-    })
+    let default = setting.default_text().map(|default| format!("[default: {default}]"));
+    let environment = setting.environment.map(|name| format!("[env: {name}]"));
+    let facts = [default, environment, Some(format!("[key: {key}]"))];
+    Some(facts.into_iter().flatten().collect::<Vec<_>>().join(" "))
 }
 
 /// How the program ends.

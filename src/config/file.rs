@@ -114,40 +114,18 @@ impl Reader<'_> {
 
     fn read_target(&mut self, span: Range<usize>, table: &DeTable<'_>) -> TargetConfig {
         let mut target = TargetConfig::default();
-        let mut named = false;
-        let mut addressed = false;
         for (key, value) in table.iter() {
-            let result = match key.get_ref().as_ref() {
-                "name" => text("target.name", value).and_then(|text| {
-                    named = true;
-                    Ok(target.name = target::check_name(&text)?)
-                }),
-                "address" => text("target.address", value).and_then(|text| {
-                    addressed = true;
-                    Ok(target.network = read_network(&text)?)
-                }),
-                "port" => port(value).map(|port| target.port = port),
-                "protocols" => read_value(Takes::List, "target.protocols", value).and_then(|list| {
-                    let Value::List(list) = list else { return Ok(()) };
-                    (target.tcp, target.udp) = target::parse_protocols(&list)?;
-                    Ok(())
-                }),
-                "budget" => text("target.budget", value)
-                    .and_then(|text| Ok(target.budget_bytes = target::parse_budget(&text)?)),
-                other => {
-                    let refusal = unknown(other, "[target]", TARGET_KEYS);
-                    self.refuse(key.span(), refusal);
-                    continue;
-                }
-            };
-            if let Err(refusal) = result {
-                self.refuse(value.span(), refusal);
+            match take_target_key(&mut target, key.get_ref(), value) {
+                Some(Ok(())) => {}
+                Some(Err(refusal)) => self.refuse(value.span(), refusal),
+                None => self.refuse(key.span(), unknown(key.get_ref(), "[target]", TARGET_KEYS)),
             }
         }
-        if !addressed {
+        let has = |name: &str| table.iter().any(|(key, _)| key.get_ref() == name);
+        if !has("address") {
             self.refuse(span, missing("target", "address", "address = \"10.1.0.5\""));
         }
-        if !named {
+        if !has("name") {
             target.name = target.address();
         }
         target
@@ -164,20 +142,14 @@ impl Reader<'_> {
     }
 
     fn read_group(&mut self, span: Range<usize>, table: &DeTable<'_>) -> Option<KeyGroup> {
-        let mut name = None;
-        let mut pattern = None;
+        let (mut name, mut pattern) = (None, None);
         let before = self.model.problems.len();
         for (key, value) in table.iter() {
             let result = match key.get_ref().as_ref() {
-                "name" => text("keys.group.name", value)
-                    .and_then(|text| Ok(name = Some(target::check_name(&text)?))),
-                "match" => text("keys.group.match", value).and_then(|text| {
-                    let regex = regex::bytes::Regex::new(&text);
-                    Ok(pattern = Some(regex.map_err(|error| regex_reason(&error))?))
-                }),
+                "name" => group_name(value).map(|value| name = Some(value)),
+                "match" => group_pattern(value).map(|value| pattern = Some(value)),
                 other => {
-                    let refusal = unknown(other, "[keys.group]", GROUP_KEYS);
-                    self.refuse(key.span(), refusal);
+                    self.refuse(key.span(), unknown(other, "[keys.group]", GROUP_KEYS));
                     continue;
                 }
             };
@@ -212,6 +184,44 @@ impl Reader<'_> {
         }
         tables
     }
+}
+
+/// Takes one key of a `[[target]]`; `None` when there is no such key.
+fn take_target_key(
+    target: &mut TargetConfig,
+    key: &str,
+    value: &Spanned<DeValue<'_>>,
+) -> Option<Result<(), Refusal>> {
+    Some(match key {
+        "name" => text("target.name", value)
+            .and_then(|text| Ok(target::check_name(&text)?))
+            .map(|name| target.name = name),
+        "address" => text("target.address", value)
+            .and_then(|text| Ok(read_network(&text)?))
+            .map(|network| target.network = network),
+        "port" => port(value).map(|port| target.port = port),
+        "protocols" => protocols(value).map(|protocols| (target.tcp, target.udp) = protocols),
+        "budget" => text("target.budget", value)
+            .and_then(|text| Ok(target::parse_budget(&text)?))
+            .map(|bytes| target.budget_bytes = bytes),
+        _ => return None,
+    })
+}
+
+fn protocols(value: &Spanned<DeValue<'_>>) -> Result<(bool, bool), Refusal> {
+    match read_value(Takes::List, "target.protocols", value)? {
+        Value::List(list) => Ok(target::parse_protocols(&list)?),
+        _ => Err(wrong_type("target.protocols", "a list", value)),
+    }
+}
+
+fn group_name(value: &Spanned<DeValue<'_>>) -> Result<String, Refusal> {
+    Ok(target::check_name(&text("keys.group.name", value)?)?)
+}
+
+fn group_pattern(value: &Spanned<DeValue<'_>>) -> Result<regex::bytes::Regex, Refusal> {
+    let pattern = text("keys.group.match", value)?;
+    Ok(regex::bytes::Regex::new(&pattern).map_err(|error| regex_reason(&error))?)
 }
 
 fn sections() -> Vec<&'static str> {

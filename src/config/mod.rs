@@ -74,7 +74,7 @@ impl Default for CaptureConfig {
     fn default() -> CaptureConfig {
         CaptureConfig {
             interfaces: Interfaces::Auto,
-            ring_bytes: 64_000_000_u64.next_multiple_of(RING_BLOCK_BYTES),
+            ring_bytes: (RING_MB_DEFAULT * 1_000_000).next_multiple_of(RING_BLOCK_BYTES),
             workers: 1,
             promiscuous: false,
             response_snaplen: Snaplen::Full,
@@ -82,6 +82,9 @@ impl Default for CaptureConfig {
         }
     }
 }
+
+/// Megabytes of a ring: about half a second of a full gigabit link.
+const RING_MB_DEFAULT: u64 = 64;
 
 /// Where to listen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -363,9 +366,10 @@ impl Config {
         let mut loading = Loading::default();
         loading.take_file(model);
         for setting in SETTINGS {
-            if let Some(text) = environment(setting.environment).filter(|text| !text.is_empty()) {
-                let place = Place::Environment(setting.environment.to_string());
-                loading.take(setting.key, &Value::Text(text), place);
+            if let Some(name) = setting.environment
+                && let Some(text) = environment(name).filter(|text| !text.is_empty())
+            {
+                loading.take(setting.key, &Value::Text(text), Place::Environment(name.to_string()));
             }
             for flag in flags.iter().filter(|flag| flag.key == setting.key) {
                 let value = match flag.values.as_slice() {

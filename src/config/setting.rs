@@ -35,8 +35,8 @@ pub struct Setting {
     pub key: &'static str,
     /// Its long flag without the dashes, where it has one.
     pub flag: Option<&'static str>,
-    /// Its environment variable.
-    pub environment: &'static str,
+    /// Its environment variable, where it has one.
+    pub environment: Option<&'static str>,
     /// What the file may hold.
     pub(super) takes: Takes,
     /// Takes a value over into the configuration.
@@ -52,7 +52,7 @@ impl Setting {
         let text = match self.key {
             "target" => Some(default.targets[0].address()),
             "target.budget" => Some((target::BUDGET_BYTES_DEFAULT / 1_000_000).to_string()),
-            "capture.ring" => Some((default.capture.ring_bytes / 1_000_000).to_string()),
+            "capture.ring" => Some(super::RING_MB_DEFAULT.to_string()),
             _ => (self.show)(&default),
         };
         text.map(|text| text.trim_matches(['"', '[', ']']).to_string()).filter(|text| !text.is_empty())
@@ -177,41 +177,41 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         key: "capture.interfaces",
         flag: Some("interface"),
-        environment: "MEMTAP_INTERFACE",
+        environment: Some("MEMTAP_INTERFACE"),
         takes: Takes::List,
-        apply: |config, value| Ok(config.capture.interfaces = interfaces(value)?),
+        apply: |config, value| set(&mut config.capture.interfaces, interfaces(value)),
         show: |config| Some(quoted_list(config.capture.interfaces.names())),
     },
     Setting {
         key: "capture.ring",
         flag: Some("ring-mb"),
-        environment: "MEMTAP_RING_MB",
+        environment: Some("MEMTAP_RING_MB"),
         takes: Takes::Text,
-        apply: |config, value| Ok(config.capture.ring_bytes = ring_bytes(value)?),
+        apply: |config, value| set(&mut config.capture.ring_bytes, ring_bytes(value)),
         show: |config| Some(quoted(units::show_bytes(config.capture.ring_bytes))),
     },
     Setting {
         key: "capture.workers",
         flag: Some("workers"),
-        environment: "MEMTAP_WORKERS",
+        environment: Some("MEMTAP_WORKERS"),
         takes: Takes::Number,
-        apply: |config, value| Ok(config.capture.workers = count(value, WORKERS)?),
+        apply: |config, value| set(&mut config.capture.workers, count(value, WORKERS)),
         show: |config| Some(config.capture.workers.to_string()),
     },
     Setting {
         key: "capture.promiscuous",
         flag: Some("promisc"),
-        environment: "MEMTAP_PROMISC",
+        environment: Some("MEMTAP_PROMISC"),
         takes: Takes::Switch,
-        apply: |config, value| Ok(config.capture.promiscuous = value.switch()?),
+        apply: |config, value| set(&mut config.capture.promiscuous, value.switch()),
         show: |config| Some(config.capture.promiscuous.to_string()),
     },
     Setting {
         key: "capture.response_snaplen",
         flag: Some("response-snaplen"),
-        environment: "MEMTAP_RESPONSE_SNAPLEN",
+        environment: Some("MEMTAP_RESPONSE_SNAPLEN"),
         takes: Takes::TextOrNumber,
-        apply: |config, value| Ok(config.capture.response_snaplen = snaplen(value)?),
+        apply: |config, value| set(&mut config.capture.response_snaplen, snaplen(value)),
         show: |config| {
             Some(match config.capture.response_snaplen {
                 Snaplen::Full => quoted("full"),
@@ -222,36 +222,37 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         key: "capture.user",
         flag: None,
-        environment: "MEMTAP_USER",
+        environment: Some("MEMTAP_USER"),
         takes: Takes::Text,
-        apply: |config, value| Ok(config.capture.user = optional(value)),
+        apply: |config, value| set(&mut config.capture.user, Ok(optional(value))),
         show: |config| Some(quoted(config.capture.user.as_deref().unwrap_or_default())),
     },
     Setting {
         key: "target",
         flag: Some("target"),
-        environment: "MEMTAP_TARGET",
+        environment: Some("MEMTAP_TARGET"),
         takes: Takes::Tables,
-        apply: |config, value| Ok(config.targets = targets(value)?),
+        apply: |config, value| set(&mut config.targets, targets(value)),
         show: |_| None,
     },
     Setting {
         key: "target.budget",
         flag: Some("budget-mb"),
-        environment: "MEMTAP_BUDGET_MB",
+        environment: Some("MEMTAP_BUDGET_MB"),
         takes: Takes::Tables,
         apply: |config, value| {
             let bytes = target::check_budget(value.bytes()?)?;
-            Ok(config.targets.iter_mut().for_each(|target| target.budget_bytes = bytes))
+            config.targets.iter_mut().for_each(|target| target.budget_bytes = bytes);
+            Ok(())
         },
         show: |_| None,
     },
     Setting {
         key: "report.interval",
         flag: Some("interval"),
-        environment: "MEMTAP_INTERVAL",
+        environment: Some("MEMTAP_INTERVAL"),
         takes: Takes::Text,
-        apply: |config, value| Ok(config.report.interval = interval(value)?),
+        apply: |config, value| set(&mut config.report.interval, interval(value)),
         show: |config| {
             Some(match config.report.interval {
                 Interval::All => quoted("all"),
@@ -262,61 +263,61 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         key: "report.intervals",
         flag: Some("intervals"),
-        environment: "MEMTAP_INTERVALS",
+        environment: Some("MEMTAP_INTERVALS"),
         takes: Takes::Number,
-        apply: |config, value| Ok(config.report.intervals = value.number(TOP)?.unsigned_abs()),
+        apply: |config, value| set(&mut config.report.intervals, value.number(TOP).map(i64::unsigned_abs)),
         show: |config| Some(config.report.intervals.to_string()),
     },
     Setting {
         key: "report.over",
         flag: Some("over"),
-        environment: "MEMTAP_OVER",
+        environment: Some("MEMTAP_OVER"),
         takes: Takes::Text,
-        apply: |config, value| Ok(config.report.over = value.choice(Over::NAMES, Over::from_name)?),
+        apply: |config, value| set(&mut config.report.over, value.choice(Over::NAMES, Over::from_name)),
         show: |config| Some(quoted(config.report.over.name())),
     },
     Setting {
         key: "report.top",
         flag: Some("top"),
-        environment: "MEMTAP_TOP",
+        environment: Some("MEMTAP_TOP"),
         takes: Takes::Number,
-        apply: |config, value| Ok(config.report.top = count(value, TOP)?),
+        apply: |config, value| set(&mut config.report.top, count(value, TOP)),
         show: |config| Some(config.report.top.to_string()),
     },
     Setting {
         key: "report.by",
         flag: Some("by"),
-        environment: "MEMTAP_BY",
+        environment: Some("MEMTAP_BY"),
         takes: Takes::Text,
-        apply: |config, value| Ok(config.report.by = value.choice(Metric::NAMES, Metric::from_name)?),
+        apply: |config, value| set(&mut config.report.by, value.choice(Metric::NAMES, Metric::from_name)),
         show: |config| Some(quoted(config.report.by.name())),
     },
     Setting {
         key: "report.client",
         flag: Some("client"),
-        environment: "MEMTAP_CLIENT",
+        environment: Some("MEMTAP_CLIENT"),
         takes: Takes::Text,
         apply: |config, value| {
-            Ok(config.report.client = value.choice(ClientView::NAMES, ClientView::from_name)?)
+            set(&mut config.report.client, value.choice(ClientView::NAMES, ClientView::from_name))
         },
         show: |config| Some(quoted(config.report.client.name())),
     },
     Setting {
         key: "report.clients_per_key",
         flag: Some("clients-per-key"),
-        environment: "MEMTAP_CLIENTS_PER_KEY",
+        environment: Some("MEMTAP_CLIENTS_PER_KEY"),
         takes: Takes::Number,
-        apply: |config, value| Ok(config.report.clients_per_key = count(value, TOP)?),
+        apply: |config, value| set(&mut config.report.clients_per_key, count(value, TOP)),
         show: |config| Some(config.report.clients_per_key.to_string()),
     },
     Setting {
         key: "report.filter",
         flag: Some("filter"),
-        environment: "MEMTAP_FILTER",
+        environment: Some("MEMTAP_FILTER"),
         takes: Takes::Text,
         apply: |config, value| {
             let parse = |text: String| text.parse().map_err(|error| Refusal::from(format!("{error}")));
-            Ok(config.report.filter = optional(value).map(parse).transpose()?)
+            set(&mut config.report.filter, optional(value).map(parse).transpose())
         },
         show: |config| {
             Some(quoted(config.report.filter.as_ref().map(ToString::to_string).unwrap_or_default()))
@@ -325,19 +326,19 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         key: "report.output",
         flag: Some("output"),
-        environment: "MEMTAP_OUTPUT",
+        environment: Some("MEMTAP_OUTPUT"),
         takes: Takes::Text,
         apply: |config, value| {
-            Ok(config.report.output = value.choice(OutputFormat::NAMES, OutputFormat::from_name)?)
+            set(&mut config.report.output, value.choice(OutputFormat::NAMES, OutputFormat::from_name))
         },
         show: |config| Some(quoted(config.report.output.name())),
     },
     Setting {
         key: "report.out",
         flag: Some("out"),
-        environment: "MEMTAP_OUT",
+        environment: Some("MEMTAP_OUT"),
         takes: Takes::Text,
-        apply: |config, value| Ok(config.report.out = optional(value).map(PathBuf::from)),
+        apply: |config, value| set(&mut config.report.out, Ok(optional(value).map(PathBuf::from))),
         show: |config| {
             let path = config.report.out.as_ref().map(|path| path.to_string_lossy().into_owned());
             Some(quoted(path.unwrap_or_default()))
@@ -346,35 +347,35 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         key: "report.color",
         flag: Some("color"),
-        environment: "MEMTAP_COLOR",
+        environment: Some("MEMTAP_COLOR"),
         takes: Takes::Text,
         apply: |config, value| {
-            Ok(config.report.color = value.choice(ColorChoice::NAMES, ColorChoice::from_name)?)
+            set(&mut config.report.color, value.choice(ColorChoice::NAMES, ColorChoice::from_name))
         },
         show: |config| Some(quoted(config.report.color.name())),
     },
     Setting {
         key: "keys.privacy",
         flag: Some("privacy"),
-        environment: "MEMTAP_PRIVACY",
+        environment: Some("MEMTAP_PRIVACY"),
         takes: Takes::Text,
         apply: |config, value| {
-            Ok(config.keys.privacy = value.choice(PrivacyMode::NAMES, PrivacyMode::from_name)?)
+            set(&mut config.keys.privacy, value.choice(PrivacyMode::NAMES, PrivacyMode::from_name))
         },
         show: |config| Some(quoted(config.keys.privacy.name())),
     },
     Setting {
         key: "keys.hash_secret",
         flag: None,
-        environment: "MEMTAP_HASH_SECRET",
+        environment: Some("MEMTAP_HASH_SECRET"),
         takes: Takes::Text,
-        apply: |config, value| Ok(config.keys.hash_secret = secret(value)?),
+        apply: |config, value| set(&mut config.keys.hash_secret, secret(value)),
         show: |config| config.keys.hash_secret.is_none().then(|| quoted("")),
     },
     Setting {
         key: "keys.group",
         flag: None,
-        environment: "",
+        environment: None,
         takes: Takes::Tables,
         apply: |_, _| Ok(()),
         show: |_| None,
@@ -382,20 +383,27 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         key: "log.format",
         flag: Some("log-format"),
-        environment: "MEMTAP_LOG_FORMAT",
+        environment: Some("MEMTAP_LOG_FORMAT"),
         takes: Takes::Text,
-        apply: |config, value| Ok(config.log.format = value.choice(LogFormat::NAMES, LogFormat::from_name)?),
+        apply: |config, value| {
+            set(&mut config.log.format, value.choice(LogFormat::NAMES, LogFormat::from_name))
+        },
         show: |config| Some(quoted(config.log.format.name())),
     },
     Setting {
         key: "log.level",
         flag: None,
-        environment: "MEMTAP_LOG_LEVEL",
+        environment: Some("MEMTAP_LOG_LEVEL"),
         takes: Takes::Text,
-        apply: |config, value| Ok(config.log.level = value.choice(LogLevel::NAMES, LogLevel::from_name)?),
+        apply: |config, value| set(&mut config.log.level, value.choice(LogLevel::NAMES, LogLevel::from_name)),
         show: |config| Some(quoted(config.log.level.name())),
     },
 ];
+
+fn set<T>(place: &mut T, value: Result<T, Refusal>) -> Result<(), Refusal> {
+    *place = value?;
+    Ok(())
+}
 
 fn count(value: &Value, range: RangeInclusive<i64>) -> Result<usize, Refusal> {
     let number = value.number(range)?;

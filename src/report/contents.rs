@@ -21,19 +21,21 @@ pub(crate) struct Shown<'a> {
 
 impl<'a> Shown<'a> {
     pub(crate) fn new(snapshot: &'a Snapshot, options: &'a ReportOptions) -> Shown<'a> {
-        let filtered = match &options.filter {
-            Some(filter) => filter.apply(snapshot),
-            None => Cow::Borrowed(snapshot),
-        };
+        let filtered = filtered(snapshot, options);
         let mut groups = by_group(&filtered.keys, &options.groups);
         // A shape tells much of what a hash is to hide.
-        let shapes_allowed = options.privacy.mode() != PrivacyMode::Hash;
-        let shapes = if shapes_allowed { by_shape(&filtered.keys) } else { Vec::new() };
-        let mut shapes = shapes;
+        let hides_shapes = options.privacy.mode() == PrivacyMode::Hash;
+        let mut shapes = if hides_shapes { Vec::new() } else { by_shape(&filtered.keys) };
         for (key, _) in groups.iter_mut().chain(&mut shapes).filter_map(|tally| tally.top_key.as_mut()) {
             *key = options.privacy.mask(key);
         }
         Shown { snapshot: options.privacy.apply(filtered), groups, shapes, options }
+    }
+
+    /// Without the sums over groups and shapes, for where only the hottest rows are asked for.
+    pub(crate) fn rows_only(snapshot: &'a Snapshot, options: &'a ReportOptions) -> Shown<'a> {
+        let filtered = filtered(snapshot, options);
+        Shown { snapshot: options.privacy.apply(filtered), groups: Vec::new(), shapes: Vec::new(), options }
     }
 
     /// The ranked contents.
@@ -59,6 +61,13 @@ impl<'a> Shown<'a> {
         };
         contents.findings = findings::find(&contents);
         contents
+    }
+}
+
+fn filtered<'a>(snapshot: &'a Snapshot, options: &ReportOptions) -> Cow<'a, Snapshot> {
+    match &options.filter {
+        Some(filter) => filter.apply(snapshot),
+        None => Cow::Borrowed(snapshot),
     }
 }
 

@@ -26,9 +26,9 @@ const VALUE_BYTES_MAX: u64 = 100_000;
 /// Loss above this share makes small differences between rows meaningless.
 const LOSS_SHARE_MAX: f64 = 0.001;
 /// Below this many gets a ratio says nothing.
-const GETS_MIN: u64 = 100;
+const GETS_MIN: u64 = 10;
 /// Below this many requests (or packets) a share says nothing.
-const REQUESTS_MIN: u64 = 100;
+const REQUESTS_MIN: u64 = 10;
 /// A key that takes less than this share of the requests is not hot, however high it stands in a flat ranking.
 const HOT_SHARE_MIN: f64 = 0.001;
 /// Findings of one kind: the first few tell the story.
@@ -178,13 +178,9 @@ fn is_hot(contents: &Contents<'_>, requests: u64) -> bool {
 
 fn hot_client_share(contents: &Contents<'_>, findings: &mut Vec<Finding>) {
     let requests = contents.requests();
-    // One client alone is everybody's test, and no finding.
-    if requests < REQUESTS_MIN || contents.snapshot.clients_seen < 2 {
-        return;
-    }
     for row in &contents.snapshot.clients {
         let certain = row.counters.requests().saturating_sub(row.err);
-        if ratio((certain, requests)) > CLIENT_SHARE_MAX {
+        if requests >= REQUESTS_MIN && ratio((certain, requests)) > CLIENT_SHARE_MAX {
             let share = units::percent(row.counters.requests(), requests, 1);
             let text = format!("{} sends {share}% of all requests", row.client.ip());
             findings.push(Finding { id: "hot-client-share", text });

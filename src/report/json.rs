@@ -526,7 +526,7 @@ impl serde_json::ser::Formatter for TerminalSafe {
     fn write_string_fragment<W: ?Sized + Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
         let mut rest = fragment;
         while let Some(at) = rest.find(misleads) {
-            writer.write_all(rest[..at].as_bytes())?;
+            writer.write_all(&rest.as_bytes()[..at])?;
             let character = rest[at..].chars().next().unwrap_or_default();
             let mut units = [0; 2];
             for unit in character.encode_utf16(&mut units) {

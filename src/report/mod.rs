@@ -43,6 +43,11 @@ impl Reporter {
         Reporter { options, csv_header_written: false }
     }
 
+    /// The options.
+    pub fn options(&self) -> &ReportOptions {
+        &self.options
+    }
+
     /// The options, to be changed between reports (terminal width, reloaded configuration, what is seen elsewhere).
     pub fn options_mut(&mut self) -> &mut ReportOptions {
         &mut self.options
@@ -75,14 +80,17 @@ impl Reporter {
 
     /// The targets side by side. In JSON Lines and CSV each target's own figures already stand beside the others'.
     pub fn write_targets(&mut self, out: &mut impl Write, snapshots: &[Snapshot]) -> io::Result<()> {
+        if matches!(self.options.format, OutputFormat::Jsonl | OutputFormat::Csv) {
+            return Ok(());
+        }
         // The hottest rows are all that this table shows.
         let options = ReportOptions { top: 1, ..self.options.clone() };
-        let shown: Vec<Shown<'_>> = snapshots.iter().map(|snapshot| Shown::new(snapshot, &options)).collect();
+        let shown: Vec<Shown<'_>> =
+            snapshots.iter().map(|snapshot| Shown::rows_only(snapshot, &options)).collect();
         let contents: Vec<_> = shown.iter().map(Shown::contents).collect();
         match self.options.format {
-            OutputFormat::Table => table::write_targets(out, &contents),
             OutputFormat::Markdown => markdown::write_targets(out, &contents),
-            OutputFormat::Jsonl | OutputFormat::Csv => Ok(()),
+            _ => table::write_targets(out, &contents),
         }
     }
 }

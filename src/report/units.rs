@@ -9,7 +9,7 @@ pub(crate) fn count(value: u64) -> String {
     let digits = value.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
     for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index) % 3 == 0 {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);
@@ -109,7 +109,7 @@ pub(crate) fn instant(timestamp: Timestamp) -> String {
 
 /// RFC 3339 in UTC, to the second where that is exact and to the millisecond otherwise.
 pub(crate) fn instant_short(timestamp: Timestamp) -> String {
-    if timestamp.nanos() % 1_000_000_000 == 0 {
+    if timestamp.nanos().is_multiple_of(1_000_000_000) {
         format!("{:.0}", moment(timestamp))
     } else {
         format!("{:.3}", moment(timestamp))
