@@ -27,7 +27,6 @@ pub(super) fn write(out: &mut impl Write, contents: &Contents<'_>) -> io::Result
 fn interval<'a>(contents: &'a Contents<'a>) -> impl Serialize + 'a {
     let snapshot = contents.snapshot;
     let counters = &snapshot.totals.counters;
-    let ranked = |index: usize| index + 1;
     IntervalJson {
         v: VERSION,
         r#type: "interval",
@@ -51,20 +50,8 @@ fn interval<'a>(contents: &'a Contents<'a>) -> impl Serialize + 'a {
             client: snapshot.bounds.client,
             pair: snapshot.bounds.pair,
         },
-        hot_keys: Lazy(move || {
-            contents
-                .hot_keys
-                .iter()
-                .enumerate()
-                .map(move |(index, row)| KeyJson::new(ranked(index), row, contents))
-        }),
-        hot_clients: Lazy(move || {
-            contents
-                .hot_clients
-                .iter()
-                .enumerate()
-                .map(move |(index, row)| ClientJson::new(ranked(index), row))
-        }),
+        hot_keys: rows(&contents.hot_keys, |rank, row| KeyJson::new(rank, row, contents)),
+        hot_clients: rows(&contents.hot_clients, ClientJson::new),
         findings: contents
             .findings
             .iter()
@@ -72,22 +59,10 @@ fn interval<'a>(contents: &'a Contents<'a>) -> impl Serialize + 'a {
             .collect(),
         partial: snapshot.partial,
         ranked_by: contents.options.by.name(),
-        missed_keys: Lazy(move || {
-            contents
-                .missed_keys
-                .iter()
-                .enumerate()
-                .map(move |(index, row)| KeyJson::new(ranked(index), row, contents))
-        }),
-        servers: Lazy(move || {
-            contents.servers.iter().enumerate().map(move |(index, row)| ServerJson::new(ranked(index), row))
-        }),
-        groups: Lazy(move || {
-            contents.groups.iter().enumerate().map(move |(index, row)| TallyJson::new(ranked(index), row))
-        }),
-        shapes: Lazy(move || {
-            contents.shapes.iter().enumerate().map(move |(index, row)| TallyJson::new(ranked(index), row))
-        }),
+        missed_keys: rows(&contents.missed_keys, |rank, row| KeyJson::new(rank, row, contents)),
+        servers: rows(&contents.servers, ServerJson::new),
+        groups: rows(&contents.groups, TallyJson::new),
+        shapes: rows(&contents.shapes, TallyJson::new),
         command_latency_us: CommandLatencyJson(snapshot),
         leases: LeasesJson::new(snapshot),
     }
@@ -145,6 +120,14 @@ where
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_seq((self.0)())
     }
+}
+
+/// Ranked rows, made while they are written.
+fn rows<'a, R, J: Serialize>(
+    rows: &'a [&'a R],
+    make: impl Fn(usize, &'a R) -> J + Copy + 'a,
+) -> impl Serialize + 'a {
+    Lazy(move || (1..).zip(rows).map(move |(rank, row)| make(rank, row)))
 }
 
 #[derive(Serialize)]
