@@ -6,10 +6,15 @@
 
 pub mod block;
 pub mod decode;
+pub mod block;
+pub mod decode;
 pub mod filter;
+mod fragment;
 pub mod interface;
+pub mod pcap;
 pub mod ring;
 pub mod socket;
+mod tunnel;
 
 use crate::model::{Endpoint, Timestamp};
 
