@@ -6,8 +6,6 @@
 
 pub mod block;
 pub mod decode;
-pub mod block;
-pub mod decode;
 pub mod filter;
 mod fragment;
 pub mod interface;
