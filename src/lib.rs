@@ -2,7 +2,11 @@
 
 pub mod anomaly;
 pub mod capture;
+pub mod cli;
 pub mod collector;
+pub mod config;
 pub mod model;
+pub mod network;
 pub mod parser;
 pub mod reassembly;
+pub mod report;

@@ -4,11 +4,16 @@
 //! [`Segment`], a [`Datagram`] or a counted reason why it is neither. Nothing here knows what memcached is, except that the
 //! kernel filter is generated from the targets' addresses and ports.
 
+pub mod block;
 #[cfg(test)]
 mod builder_tests;
 pub mod decode;
+pub mod filter;
 mod fragment;
+pub mod interface;
 pub mod pcap;
+pub mod ring;
+pub mod socket;
 mod tunnel;
 
 use crate::model::{Endpoint, Timestamp};

@@ -1,0 +1,537 @@
+//! JSON Lines, version 1: one object per interval and target. Fields are only ever added, behind those of the contract.
+
+use super::contents::{Contents, Ranked};
+use super::escape::escape;
+use super::groups::Tally;
+use super::units;
+use crate::anomaly::Anomaly;
+use crate::collector::snapshot::{ClientRow, Counters, KeyRow, LatencySummary, PairRow, ServerRow, Snapshot};
+use crate::model::{Command, Endpoint, Outcome};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::Serialize;
+use serde::ser::{SerializeMap, Serializer};
+use std::borrow::Cow;
+use std::io::{self, Write};
+
+/// The version of the shape.
+const VERSION: u32 = 1;
+
+/// Writes the object and a newline.
+pub(super) fn write(out: &mut impl Write, contents: &Contents<'_>) -> io::Result<()> {
+    let mut serializer = serde_json::Serializer::with_formatter(&mut *out, TerminalSafe);
+    interval(contents).serialize(&mut serializer)?;
+    out.write_all(b"\n")
+}
+
+fn interval<'a>(contents: &'a Contents<'a>) -> impl Serialize + 'a {
+    let snapshot = contents.snapshot;
+    let counters = &snapshot.totals.counters;
+    IntervalJson {
+        v: VERSION,
+        r#type: "interval",
+        host: &contents.options.host,
+        target: &snapshot.target,
+        address: &snapshot.address,
+        start: units::instant(snapshot.start),
+        end: units::instant(snapshot.end),
+        requests: counters.requests(),
+        bytes_in: counters.bytes_in,
+        bytes_out: counters.bytes_out,
+        classes: ClassesJson::new(counters),
+        commands: CommandsJson(snapshot),
+        latency_us: SummaryJson::new(&snapshot.latency),
+        clients_seen: snapshot.clients_seen,
+        connections_seen: snapshot.connections_seen,
+        keys_seen: snapshot.keys_seen,
+        loss: LossJson(snapshot),
+        bounds: BoundsJson {
+            key: snapshot.bounds.key,
+            client: snapshot.bounds.client,
+            pair: snapshot.bounds.pair,
+        },
+        hot_keys: rows(&contents.hot_keys, |rank, row| KeyJson::new(rank, row, contents)),
+        hot_clients: rows(&contents.hot_clients, ClientJson::new),
+        findings: contents
+            .findings
+            .iter()
+            .map(|finding| FindingJson { id: finding.id, text: &finding.text })
+            .collect(),
+        partial: snapshot.partial,
+        ranked_by: contents.options.by.name(),
+        missed_keys: rows(&contents.missed_keys, |rank, row| KeyJson::new(rank, row, contents)),
+        servers: rows(&contents.servers, ServerJson::new),
+        groups: rows(&contents.groups, TallyJson::new),
+        shapes: rows(&contents.shapes, TallyJson::new),
+        command_latency_us: CommandLatencyJson(snapshot),
+        leases: LeasesJson::new(snapshot),
+    }
+}
+
+#[derive(Serialize)]
+struct IntervalJson<'a, K, C, M, S, G, H> {
+    v: u32,
+    r#type: &'static str,
+    host: &'a str,
+    target: &'a str,
+    address: &'a str,
+    start: String,
+    end: String,
+    requests: u64,
+    bytes_in: u64,
+    bytes_out: u64,
+    #[serde(flatten)]
+    classes: ClassesJson,
+    commands: CommandsJson<'a>,
+    latency_us: SummaryJson,
+    clients_seen: u64,
+    connections_seen: u64,
+    keys_seen: u64,
+    loss: LossJson<'a>,
+    bounds: BoundsJson,
+    hot_keys: K,
+    hot_clients: C,
+    findings: Vec<FindingJson<'a>>,
+    // Added to the contract's own.
+    #[serde(skip_serializing_if = "is_false")]
+    partial: bool,
+    ranked_by: &'static str,
+    missed_keys: M,
+    servers: S,
+    groups: G,
+    shapes: H,
+    command_latency_us: CommandLatencyJson<'a>,
+    leases: LeasesJson,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+/// A sequence that is made while it is written, so that a report of every row needs no second copy of the rows.
+struct Lazy<F>(F);
+
+impl<F, I> Serialize for Lazy<F>
+where
+    F: Fn() -> I,
+    I: Iterator<Item: Serialize>,
+{
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq((self.0)())
+    }
+}
+
+/// Ranked rows, made while they are written.
+fn rows<'a, R, J: Serialize>(
+    rows: &'a [&'a R],
+    make: impl Fn(usize, &'a R) -> J + Copy + 'a,
+) -> impl Serialize + 'a {
+    Lazy(move || (1..).zip(rows).map(move |(rank, row)| make(rank, row)))
+}
+
+#[derive(Serialize)]
+struct ClassesJson {
+    gets: u64,
+    hits: u64,
+    misses: u64,
+    stores: u64,
+    deletes: u64,
+    touches: u64,
+    arithmetic: u64,
+    other: u64,
+    errors: u64,
+}
+
+impl ClassesJson {
+    fn new(counters: &Counters) -> ClassesJson {
+        ClassesJson {
+            gets: counters.gets,
+            hits: counters.hits,
+            misses: counters.misses,
+            stores: counters.stores,
+            deletes: counters.deletes,
+            touches: counters.touches,
+            arithmetic: counters.arithmetic,
+            other: counters.other,
+            errors: counters.errors,
+        }
+    }
+}
+
+struct CommandsJson<'a>(&'a Snapshot);
+
+impl Serialize for CommandsJson<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let seen = Command::ALL.iter().map(|command| (command, &self.0.totals.commands[command.index()]));
+        serializer.collect_map(seen.filter(|(_, figures)| figures.requests > 0).map(|(command, figures)| {
+            (command.name(), OutcomesJson { requests: figures.requests, outcomes: &figures.outcomes })
+        }))
+    }
+}
+
+struct OutcomesJson<'a> {
+    requests: u64,
+    outcomes: &'a [u64; Outcome::COUNT],
+}
+
+impl Serialize for OutcomesJson<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("requests", &self.requests)?;
+        for outcome in Outcome::ALL.iter().filter(|outcome| self.outcomes[outcome.index()] > 0) {
+            map.serialize_entry(outcome.name(), &self.outcomes[outcome.index()])?;
+        }
+        map.end()
+    }
+}
+
+#[derive(Serialize)]
+struct SummaryJson {
+    p50: u64,
+    p90: u64,
+    p99: u64,
+    max: u64,
+    samples: u64,
+}
+
+impl SummaryJson {
+    fn new(summary: &LatencySummary) -> SummaryJson {
+        let LatencySummary { p50, p90, p99, max, samples } = *summary;
+        SummaryJson { p50, p90, p99, max, samples }
+    }
+}
+
+struct CommandLatencyJson<'a>(&'a Snapshot);
+
+impl Serialize for CommandLatencyJson<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let entries = self.0.command_latency.iter();
+        serializer.collect_map(entries.map(|(command, summary)| (command.name(), SummaryJson::new(summary))))
+    }
+}
+
+struct LossJson<'a>(&'a Snapshot);
+
+impl LossJson<'_> {
+    /// Those of the contract, in its order; the others follow when they occurred.
+    const CONTRACT: [Anomaly; 7] = [
+        Anomaly::Gap,
+        Anomaly::GapBytes,
+        Anomaly::UnparsedBytes,
+        Anomaly::UnmatchedRequest,
+        Anomaly::UnmatchedResponse,
+        Anomaly::Eviction,
+        Anomaly::FlowShed,
+    ];
+}
+
+impl Serialize for LossJson<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let loss = &self.0.loss;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("packets", &loss.packets)?;
+        map.serialize_entry("ring_dropped", &loss.ring_dropped)?;
+        map.serialize_entry("nic_dropped", &loss.nic_dropped)?;
+        for anomaly in LossJson::CONTRACT {
+            map.serialize_entry(anomaly.name(), &loss.anomalies.of(anomaly))?;
+        }
+        for (anomaly, count) in
+            loss.anomalies.iter().filter(|(anomaly, _)| !LossJson::CONTRACT.contains(anomaly))
+        {
+            map.serialize_entry(anomaly.name(), &count)?;
+        }
+        map.end()
+    }
+}
+
+#[derive(Serialize)]
+struct BoundsJson {
+    key: u64,
+    client: u64,
+    pair: u64,
+}
+
+#[derive(Serialize)]
+struct LeasesJson {
+    won: u64,
+    stale: u64,
+    lost: u64,
+}
+
+impl LeasesJson {
+    fn new(snapshot: &Snapshot) -> LeasesJson {
+        let [won, stale, lost] = snapshot.totals.leases;
+        LeasesJson { won, stale, lost }
+    }
+}
+
+#[derive(Serialize)]
+struct FindingJson<'a> {
+    id: &'static str,
+    text: &'a str,
+}
+
+#[derive(Serialize)]
+struct MeanJson {
+    mean: u64,
+    max: u64,
+}
+
+impl MeanJson {
+    fn new(counters: &Counters) -> MeanJson {
+        MeanJson { mean: counters.latency_mean_us().unwrap_or(0), max: counters.latency_max_us }
+    }
+}
+
+/// A key as text where it is one, and its exact bytes where it is not.
+struct KeyText<'a> {
+    text: Cow<'a, str>,
+    base64: Option<String>,
+}
+
+impl KeyText<'_> {
+    fn new(key: &[u8]) -> KeyText<'_> {
+        match std::str::from_utf8(key) {
+            Ok(text) if !text.chars().any(char::is_control) => {
+                KeyText { text: Cow::Borrowed(text), base64: None }
+            }
+            _ => KeyText { text: Cow::Owned(escape(key)), base64: Some(STANDARD.encode(key)) },
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct KeyJson<'a, P> {
+    rank: usize,
+    key: Cow<'a, str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key_b64: Option<String>,
+    requests: u64,
+    err: u64,
+    #[serde(flatten)]
+    classes: ClassesJson,
+    bytes_in: u64,
+    bytes_out: u64,
+    latency_us: MeanJson,
+    clients: P,
+    // Added: the table held only the first bytes of the key.
+    #[serde(skip_serializing_if = "is_false")]
+    key_truncated: bool,
+}
+
+impl<'a> KeyJson<'a, ()> {
+    #[expect(clippy::new_ret_no_self, reason = "the type of the lazy clients cannot be written")]
+    fn new(rank: usize, row: &'a KeyRow, contents: &'a Contents<'a>) -> impl Serialize + 'a {
+        let key = KeyText::new(&row.key);
+        KeyJson {
+            rank,
+            key: key.text,
+            key_b64: key.base64,
+            requests: row.counters.requests(),
+            err: row.err,
+            classes: ClassesJson::new(&row.counters),
+            bytes_in: row.counters.bytes_in,
+            bytes_out: row.counters.bytes_out,
+            latency_us: MeanJson::new(&row.counters),
+            clients: Lazy(move || contents.clients_of(row).iter().map(PairJson::new)),
+            key_truncated: row.truncated,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct PairJson {
+    client: String,
+    requests: u64,
+    err: u64,
+}
+
+impl PairJson {
+    fn new(pair: &PairRow) -> PairJson {
+        PairJson { client: pair.client.ip().to_string(), requests: pair.requests, err: pair.err }
+    }
+}
+
+#[derive(Serialize)]
+struct ClientJson<'a> {
+    rank: usize,
+    client: String,
+    requests: u64,
+    err: u64,
+    gets: u64,
+    hits: u64,
+    misses: u64,
+    stores: u64,
+    bytes_in: u64,
+    bytes_out: u64,
+    latency_us: MeanJson,
+    top_key: Option<Cow<'a, str>>,
+    // Added to the contract's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    top_key_b64: Option<String>,
+    top_key_requests: u64,
+    deletes: u64,
+    touches: u64,
+    arithmetic: u64,
+    other: u64,
+    errors: u64,
+}
+
+impl<'a> ClientJson<'a> {
+    fn new(rank: usize, row: &'a ClientRow) -> ClientJson<'a> {
+        let counters = &row.counters;
+        let (top_key, top_key_b64, top_key_requests) = top_key(row.top_key.as_ref());
+        ClientJson {
+            rank,
+            client: client_text(&row.client),
+            requests: counters.requests(),
+            err: row.err,
+            gets: counters.gets,
+            hits: counters.hits,
+            misses: counters.misses,
+            stores: counters.stores,
+            bytes_in: counters.bytes_in,
+            bytes_out: counters.bytes_out,
+            latency_us: MeanJson::new(counters),
+            top_key,
+            top_key_b64,
+            top_key_requests,
+            deletes: counters.deletes,
+            touches: counters.touches,
+            arithmetic: counters.arithmetic,
+            other: counters.other,
+            errors: counters.errors,
+        }
+    }
+}
+
+type TopKey<'a> = (Option<Cow<'a, str>>, Option<String>, u64);
+
+fn top_key(top: Option<&(Box<[u8]>, u64)>) -> TopKey<'_> {
+    match top {
+        Some((key, requests)) => {
+            let key = KeyText::new(key);
+            (Some(key.text), key.base64, *requests)
+        }
+        None => (None, None, 0),
+    }
+}
+
+/// A client as rankings name it: without a port where they count by address.
+pub(super) fn client_text(client: &Endpoint) -> String {
+    if client.port() == 0 { client.ip().to_string() } else { client.to_string() }
+}
+
+#[derive(Serialize)]
+struct ServerJson<'a> {
+    rank: usize,
+    server: String,
+    requests: u64,
+    err: u64,
+    #[serde(flatten)]
+    classes: ClassesJson,
+    bytes_in: u64,
+    bytes_out: u64,
+    latency_us: MeanJson,
+    top_key: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    top_key_b64: Option<String>,
+    top_key_requests: u64,
+}
+
+impl<'a> ServerJson<'a> {
+    fn new(rank: usize, row: &'a ServerRow) -> ServerJson<'a> {
+        let (top_key, top_key_b64, top_key_requests) = top_key(row.top_key.as_ref());
+        ServerJson {
+            rank,
+            server: row.server.to_string(),
+            requests: row.counters.requests(),
+            err: row.err,
+            classes: ClassesJson::new(&row.counters),
+            bytes_in: row.counters.bytes_in,
+            bytes_out: row.counters.bytes_out,
+            latency_us: MeanJson::new(&row.counters),
+            top_key,
+            top_key_b64,
+            top_key_requests,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct TallyJson<'a> {
+    rank: usize,
+    name: Cow<'a, str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name_b64: Option<String>,
+    keys: u64,
+    requests: u64,
+    err: u64,
+    #[serde(flatten)]
+    classes: ClassesJson,
+    bytes_in: u64,
+    bytes_out: u64,
+    latency_us: MeanJson,
+    top_key: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    top_key_b64: Option<String>,
+    top_key_requests: u64,
+}
+
+impl<'a> TallyJson<'a> {
+    fn new(rank: usize, tally: &'a Tally) -> TallyJson<'a> {
+        let name = KeyText::new(&tally.name);
+        let (top_key, top_key_b64, top_key_requests) = top_key(tally.top_key.as_ref());
+        TallyJson {
+            rank,
+            name: name.text,
+            name_b64: name.base64,
+            keys: tally.keys,
+            requests: tally.counters().requests(),
+            err: tally.err,
+            classes: ClassesJson::new(&tally.counters),
+            bytes_in: tally.counters.bytes_in,
+            bytes_out: tally.counters.bytes_out,
+            latency_us: MeanJson::new(&tally.counters),
+            top_key,
+            top_key_b64,
+            top_key_requests,
+        }
+    }
+}
+
+/// Compact JSON in which characters that reorder or hide text on a terminal are written as `\uNNNN`. The strings that
+/// a parser reads are the same.
+struct TerminalSafe;
+
+impl serde_json::ser::Formatter for TerminalSafe {
+    fn write_string_fragment<W: ?Sized + Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        let mut rest = fragment;
+        while let Some(at) = rest.find(misleads) {
+            writer.write_all(&rest.as_bytes()[..at])?;
+            let character = rest[at..].chars().next().unwrap_or_default();
+            let mut units = [0; 2];
+            for unit in character.encode_utf16(&mut units) {
+                write!(writer, "\\u{unit:04x}")?;
+            }
+            rest = &rest[at + character.len_utf8()..];
+        }
+        writer.write_all(rest.as_bytes())
+    }
+}
+
+/// Controls (serde_json escapes only the first 32), line separators, direction marks, and what takes no room.
+fn misleads(character: char) -> bool {
+    matches!(
+        character,
+        '\u{7f}'..='\u{9f}'
+            | '\u{ad}'
+            | '\u{61c}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{feff}'
+            | '\u{e0000}'..='\u{e007f}'
+    )
+}

@@ -1,0 +1,96 @@
+//! What the operator sees: rankings, losses and findings of a snapshot, as tables, JSON Lines, CSV or Markdown.
+//!
+//! A [`Reporter`] turns snapshots into bytes on an `io::Write`; it opens nothing and reads no clock. `contents` decides
+//! what is said (filter, privacy, ranking, findings), and one file for each form says it. Keys are hostile: each
+//! writer escapes what it is given (`escape`).
+
+mod contents;
+mod csv;
+mod escape;
+mod filter;
+mod findings;
+mod groups;
+mod json;
+mod markdown;
+mod options;
+mod privacy;
+mod sections;
+mod table;
+mod units;
+
+pub use escape::{escape, escape_name, shorten, unescape};
+pub(crate) use filter::regex_reason;
+pub use filter::{Filter, FilterError};
+pub use groups::{KeyGroup, shape};
+pub(crate) use options::choices;
+pub use options::{ClientView, EndpointSeen, Metric, OutputFormat, ReportOptions, SeenElsewhere, SourceSeen};
+pub use privacy::{HashSecret, Privacy, PrivacyMode};
+
+use crate::collector::snapshot::Snapshot;
+use contents::Shown;
+use std::io::{self, Write};
+
+/// Writes reports in the form that its options ask for.
+#[derive(Debug)]
+pub struct Reporter {
+    options: ReportOptions,
+    csv_header_written: bool,
+}
+
+impl Reporter {
+    /// For one output.
+    pub fn new(options: ReportOptions) -> Reporter {
+        Reporter { options, csv_header_written: false }
+    }
+
+    /// The options.
+    pub fn options(&self) -> &ReportOptions {
+        &self.options
+    }
+
+    /// The options, to be changed between reports (terminal width, reloaded configuration, what is seen elsewhere).
+    pub fn options_mut(&mut self) -> &mut ReportOptions {
+        &mut self.options
+    }
+
+    /// The report of one interval: a block for each target, and the targets side by side where there are several.
+    pub fn write_interval(&mut self, out: &mut impl Write, snapshots: &[Snapshot]) -> io::Result<()> {
+        for snapshot in snapshots {
+            self.write_snapshot(out, snapshot)?;
+        }
+        if snapshots.len() > 1 { self.write_targets(out, snapshots) } else { Ok(()) }
+    }
+
+    /// The block of one target.
+    pub fn write_snapshot(&mut self, out: &mut impl Write, snapshot: &Snapshot) -> io::Result<()> {
+        let shown = Shown::new(snapshot, &self.options);
+        let contents = shown.contents();
+        match self.options.format {
+            OutputFormat::Jsonl => json::write(out, &contents),
+            OutputFormat::Csv => {
+                if !std::mem::replace(&mut self.csv_header_written, true) {
+                    csv::write_header(out)?;
+                }
+                csv::write(out, &contents)
+            }
+            OutputFormat::Table => table::write(out, &contents),
+            OutputFormat::Markdown => markdown::write(out, &contents),
+        }
+    }
+
+    /// The targets side by side. In JSON Lines and CSV each target's own figures already stand beside the others'.
+    pub fn write_targets(&mut self, out: &mut impl Write, snapshots: &[Snapshot]) -> io::Result<()> {
+        if matches!(self.options.format, OutputFormat::Jsonl | OutputFormat::Csv) {
+            return Ok(());
+        }
+        // The hottest rows are all that this table shows.
+        let options = ReportOptions { top: 1, ..self.options.clone() };
+        let shown: Vec<Shown<'_>> =
+            snapshots.iter().map(|snapshot| Shown::rows_only(snapshot, &options)).collect();
+        let contents: Vec<_> = shown.iter().map(Shown::contents).collect();
+        match self.options.format {
+            OutputFormat::Markdown => markdown::write_targets(out, &contents),
+            _ => table::write_targets(out, &contents),
+        }
+    }
+}
