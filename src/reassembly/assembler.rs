@@ -20,6 +20,10 @@ use crate::anomaly::Anomaly;
 use crate::capture::{Segment, TcpFlags};
 use crate::model::{Direction, Endpoint, FlowTuple, TargetId, Timestamp, Transport};
 
+/// Answers that the client has received and we have not, from the first one on, after which it is plain that the server's
+/// direction is not captured at all.
+const UNSEEN_BYTES_ONE_SIDED: u32 = 16 << 10;
+
 /// How far a flow has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Life {
@@ -263,13 +267,13 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Assembler<'_, S
     /// The first held segment of a direction that has bytes, or the FIN, of this one.
     fn overlap(&self, arrival: &Arrival) -> Option<Arrival> {
         let head = self.flow.stream(arrival.direction).held;
-        let known = self.held.list(head).map(|id| *self.held.arrival(id)).find(|known| {
-            let ends_later = known.end().is_after(arrival.seq)
-                || (known.fin && arrival.wire_bytes == 0 && known.end() == arrival.seq);
-            ends_later
-        })?;
-        let same_fin = known.fin && arrival.wire_bytes == 0 && known.end() == arrival.seq;
-        (known.seq.is_before(arrival.end()) || same_fin).then_some(known)
+        let same_fin = |known: &Arrival| known.fin && arrival.wire_bytes == 0 && known.end() == arrival.seq;
+        let known = self
+            .held
+            .list(head)
+            .map(|id| *self.held.arrival(id))
+            .find(|known| known.end().is_after(arrival.seq) || same_fin(known))?;
+        (known.seq.is_before(arrival.end()) || same_fin(&known)).then_some(known)
     }
 
     /// Delivers a segment or holds it.
@@ -414,7 +418,7 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Assembler<'_, S
             timestamp: arrival.timestamp,
             acknowledged: arrival.ack.map_or(0, |ack| ack.offset_from(peer.origin)),
             idle,
-            quiescent: idle && (!peer.data_seen || flow.server_data_ack == arrival.seq),
+            quiescent: idle && self.is_quiescent(arrival),
             at_start: arrival.whole,
             give_up: !to_server
                 && flow.client_lost
@@ -436,6 +440,17 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Assembler<'_, S
                 let held = self.held.arrival(id);
                 !held.end().is_after(ack) || held.ack.is_some_and(|ack| ack.is_after(arrival.seq))
             })
+    }
+
+    /// Whether the server, too, had nothing left to answer before this segment: see [`StreamBytes::quiescent`](super::StreamBytes).
+    #[inline]
+    fn is_quiescent(&self, arrival: &Arrival) -> bool {
+        let server = self.flow.stream(Direction::ToClient);
+        if server.data_seen {
+            return self.flow.server_data_ack == arrival.seq;
+        }
+        let unseen = arrival.ack.map_or(0, |ack| ack.offset_from(server.origin));
+        arrival.seq == self.flow.stream(Direction::ToServer).origin || unseen >= UNSEEN_BYTES_ONE_SIDED
     }
 
     /// Draws the consequences of a direction's loss for the other.

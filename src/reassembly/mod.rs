@@ -56,8 +56,9 @@ pub struct StreamBytes<'a> {
     /// is waiting for nothing that we have not seen. With lost framing this is the anchor at which both directions can be
     /// taken up again: this one at these bytes, the server's exactly at this segment's acknowledgement number.
     pub idle: bool,
-    /// Only with `idle`, and stricter: the server agreed. The last segment with payload that it was seen to send acknowledged
-    /// exactly the bytes before this segment, so it had received nothing that it could still answer; or it was never seen to send any.
+    /// Only with `idle`, and stricter: the server had nothing left to answer either. The last segment with payload that it was
+    /// seen to send acknowledged exactly the bytes before this segment. When it was never seen to send any: these are the
+    /// first bytes of the client's that were seen, or so much has been acknowledged that the server is plainly not captured.
     pub quiescent: bool,
     /// Stream position (bytes since the flow was first seen, modulo 2^32) of the first of `bytes`.
     pub position: u32,
