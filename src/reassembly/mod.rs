@@ -5,6 +5,17 @@
 //! the parser in place. See [`StreamEvent`] and [`Demand`] for the conversation between the two stages: reassembly calls
 //! `emit` with an event, and the answer tells it what to do with the bytes that follow.
 
+pub mod datagram;
+pub mod flow;
+pub mod limits;
+pub mod sequence;
+
+mod assembler;
+mod control;
+mod pool;
+mod stream;
+mod table;
+
 use crate::anomaly::AnomalyCounts;
 use crate::model::{Direction, Timestamp};
 
@@ -14,7 +25,8 @@ pub enum StreamEvent<'a> {
     /// The next bytes of the stream.
     Bytes(StreamBytes<'a>),
     /// Stream bytes that we will never see and that were not inside a skipped body. Framing of this direction is lost;
-    /// until a [`Demand::framed`] answer, its segments are offered one by one as they come.
+    /// until a [`Demand::framed`] answer, its segments are offered one by one as they come. A stream that was met in
+    /// the middle, without its SYN, begins with one.
     Gap {
         /// Which way.
         direction: Direction,
@@ -44,6 +56,10 @@ pub struct StreamBytes<'a> {
     /// is waiting for nothing that we have not seen. With lost framing this is the anchor at which both directions can be
     /// taken up again: this one at these bytes, the server's exactly at this segment's acknowledgement number.
     pub idle: bool,
+    /// Only with `idle`, and stricter: the server had nothing left to answer either. The last segment with payload that it was
+    /// seen to send acknowledged exactly the bytes before this segment. When it was never seen to send any: these are the
+    /// first bytes of the client's that were seen, or so much has been acknowledged that the server is plainly not captured.
+    pub quiescent: bool,
     /// Stream position (bytes since the flow was first seen, modulo 2^32) of the first of `bytes`.
     pub position: u32,
     /// Position in the other direction's stream up to which the sender of this segment had received when it sent
@@ -98,3 +114,6 @@ pub struct TargetTally {
     /// Packets with payload [to server, to client].
     pub payload_packets: [u64; 2],
 }
+
+#[cfg(test)]
+mod flow_tests;
