@@ -116,4 +116,8 @@ pub struct TargetTally {
 }
 
 #[cfg(test)]
+mod datagram_tests;
+#[cfg(test)]
 mod flow_tests;
+#[cfg(test)]
+mod toy_parser;
