@@ -1,0 +1,378 @@
+//! One worker's machine: packet in, observations out.
+//!
+//! The same machine is fed by the live ring and by a recording. It knows no clock, no socket, no thread and no
+//! configuration file: time comes with the packets, limits come as values.
+
+use crate::anomaly::{Anomaly, AnomalyCounts};
+use crate::capture::decode::{DecodeLimits, Decoder};
+use crate::capture::{Datagram, Decoded, Packet, Segment};
+use crate::model::{Endpoint, FlowTuple, TargetId, Timestamp, Transport};
+use crate::network::Network;
+use crate::parser::transaction::{Connection, ParserLimits, Transactions};
+use crate::parser::Observation;
+use crate::reassembly::datagram::DatagramTable;
+use crate::reassembly::flow::{FlowTable, Orientation};
+use crate::reassembly::limits::ReassemblyLimits;
+use crate::reassembly::{Demand, StreamEvent, TargetTally};
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+/// One configured server, or network of servers, as the pipeline matches it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TargetMatch {
+    /// Server addresses.
+    pub network: Network,
+    /// Server port.
+    pub port: u16,
+    /// Whether TCP is watched.
+    pub tcp: bool,
+    /// Whether UDP is watched.
+    pub udp: bool,
+}
+
+impl TargetMatch {
+    fn watches(&self, transport: Transport) -> bool {
+        match transport {
+            Transport::Tcp => self.tcp,
+            Transport::Udp => self.udp,
+        }
+    }
+}
+
+/// Which target an endpoint is a server of. The most specific network wins; among equals the first.
+#[derive(Debug)]
+pub struct TargetMap {
+    targets: Vec<TargetMatch>,
+    /// A bit per port that some target has: turns away foreign packets before any lookup.
+    ports: Box<[u64; 1024]>,
+    /// Targets of a single address.
+    single: HashMap<(IpAddr, u16), Vec<TargetId>>,
+    /// The other targets, longest prefix first.
+    networks: Vec<TargetId>,
+}
+
+impl TargetMap {
+    /// # Panics
+    /// With more targets than a `TargetId` can number (65,536); the configuration permits fewer.
+    pub fn new(targets: Vec<TargetMatch>) -> TargetMap {
+        let mut ports = Box::new([0u64; 1024]);
+        let mut single: HashMap<_, Vec<TargetId>> = HashMap::new();
+        let mut networks = Vec::new();
+        for (index, target) in targets.iter().enumerate() {
+            let id = TargetId(u16::try_from(index).expect("the configuration limits the number of targets"));
+            ports[usize::from(target.port >> 6)] |= 1 << (target.port & 63);
+            match target.network.single() {
+                Some(ip) => single.entry((ip, target.port)).or_default().push(id),
+                None => networks.push(id),
+            }
+        }
+        let prefix = |id: &TargetId| match targets[id.index()].network {
+            Network::Any => 0,
+            Network::Net(_, prefix) => prefix,
+        };
+        networks.sort_by_key(|id| std::cmp::Reverse(prefix(id)));
+        TargetMap { targets, ports, single, networks }
+    }
+
+    /// Number of targets.
+    pub fn len(&self) -> usize {
+        self.targets.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.targets.is_empty()
+    }
+
+    /// Every port that some target has.
+    pub fn ports(&self) -> Vec<u16> {
+        (0..=u16::MAX).filter(|&port| self.has_port(port)).collect()
+    }
+
+    /// Whether some target has this port.
+    #[inline]
+    pub fn has_port(&self, port: u16) -> bool {
+        self.ports[usize::from(port >> 6)] & (1 << (port & 63)) != 0
+    }
+
+    /// The target that this endpoint is a server of.
+    pub fn find(&self, endpoint: &Endpoint, transport: Transport) -> Option<TargetId> {
+        if !self.has_port(endpoint.port()) {
+            return None;
+        }
+        let of = |id: &TargetId| &self.targets[id.index()];
+        let single = self.single.get(&(endpoint.ip(), endpoint.port())).into_iter().flatten().copied();
+        single.filter(|id| of(id).watches(transport)).next().or_else(|| {
+            self.networks.iter().copied().find(|id| {
+                let target = of(id);
+                target.port == endpoint.port() && target.watches(transport) && target.network.contains(endpoint)
+            })
+        })
+    }
+}
+
+/// Fixed sizes of a pipeline's parts.
+#[derive(Clone, Debug, Default)]
+pub struct PipelineLimits {
+    /// Headers and fragments.
+    pub decode: DecodeLimits,
+    /// Flows, held segments, UDP exchanges.
+    pub reassembly: ReassemblyLimits,
+    /// Outstanding requests.
+    pub parser: ParserLimits,
+}
+
+/// An endpoint that was seen and belongs to no target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stranger {
+    /// The one of the two ends with the lower port: probably the server.
+    pub endpoint: Endpoint,
+    /// TCP or UDP.
+    pub transport: Transport,
+    /// Packets to and from it.
+    pub packets: u64,
+}
+
+/// Servers that were seen but belong to no target: what an empty report tells instead.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Strangers {
+    seen: Vec<Stranger>,
+}
+
+/// Greatest number of [`Strangers`] remembered; the first come stay.
+const STRANGERS_MAX: usize = 16;
+
+impl Strangers {
+    fn count(&mut self, source: &Endpoint, destination: &Endpoint, transport: Transport) {
+        let endpoint = *if source.port() < destination.port() { source } else { destination };
+        let known = self.seen.iter_mut().find(|seen| seen.endpoint == endpoint && seen.transport == transport);
+        if let Some(stranger) = known {
+            stranger.packets += 1;
+        } else if self.seen.len() < STRANGERS_MAX {
+            self.seen.push(Stranger { endpoint, transport, packets: 1 });
+        }
+    }
+
+    /// Most packets first.
+    pub fn ranked(&self) -> Vec<Stranger> {
+        let mut ranked = self.seen.clone();
+        ranked.sort_by_key(|stranger| std::cmp::Reverse(stranger.packets));
+        ranked
+    }
+
+    fn merge(&mut self, other: &Strangers) {
+        for theirs in &other.seen {
+            let mine = self
+                .seen
+                .iter_mut()
+                .find(|mine| mine.endpoint == theirs.endpoint && mine.transport == theirs.transport);
+            match mine {
+                Some(mine) => mine.packets += theirs.packets,
+                None => self.seen.push(*theirs),
+            }
+        }
+    }
+}
+
+/// What a pipeline saw of the wire as a whole, whatever the target.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CaptureTally {
+    /// Packets handed to the pipeline.
+    pub packets: u64,
+    /// Of these, packets of a target.
+    pub target_packets: u64,
+    /// Packets that could not be decoded or are neither TCP nor UDP.
+    pub anomalies: AnomalyCounts,
+    /// Whom the others belong to.
+    pub strangers: Strangers,
+}
+
+impl CaptureTally {
+    /// Adds another worker's.
+    pub fn merge(&mut self, other: &CaptureTally) {
+        self.packets += other.packets;
+        self.target_packets += other.target_packets;
+        self.anomalies.merge(&other.anomalies);
+        self.strangers.merge(&other.strangers);
+    }
+}
+
+/// Decode, reassembly and parser of one worker.
+pub struct Pipeline {
+    decoder: Decoder,
+    stage: Stage,
+    flows: FlowTable<Connection>,
+    datagrams: DatagramTable<Connection>,
+    /// Packets until the tables are looked at for what has become old.
+    packets_to_tick: u32,
+}
+
+/// What segments and datagrams share on their way from the tables to the observations.
+struct Stage {
+    targets: TargetMap,
+    transactions: Transactions,
+    tallies: Vec<TargetTally>,
+    /// Anomalies of the parser, by target; added to the tallies when these are taken.
+    parser_anomalies: Vec<AnomalyCounts>,
+    capture: CaptureTally,
+}
+
+/// Packets between two looks at what has become old: often enough to spread the work, seldom enough to cost nothing.
+const PACKETS_PER_TICK: u32 = 256;
+
+impl Pipeline {
+    /// Allocates everything; afterwards no packet allocates.
+    pub fn new(targets: TargetMap, limits: PipelineLimits) -> Pipeline {
+        let mut decoder = Decoder::new(limits.decode);
+        decoder.keep_from_tunnels(&targets.ports());
+        let stage = Stage {
+            transactions: Transactions::new(limits.parser),
+            tallies: vec![TargetTally::default(); targets.len()],
+            parser_anomalies: vec![AnomalyCounts::default(); targets.len()],
+            capture: CaptureTally::default(),
+            targets,
+        };
+        Pipeline {
+            decoder,
+            stage,
+            flows: FlowTable::new(limits.reassembly.clone()),
+            datagrams: DatagramTable::new(limits.reassembly),
+            packets_to_tick: PACKETS_PER_TICK,
+        }
+    }
+
+    /// Takes one packet in; observations that it completes come out through `emit`.
+    #[inline]
+    pub fn handle_packet(
+        &mut self,
+        packet: &Packet<'_>,
+        emit: &mut impl FnMut(&FlowTuple, &Observation<'_>),
+    ) {
+        self.stage.capture.packets += 1;
+        match self.decoder.decode(packet) {
+            Decoded::Segment(segment) => self.stage.handle_segment(&mut self.flows, &segment, emit),
+            Decoded::Datagram(datagram) => self.stage.handle_datagram(&mut self.datagrams, &datagram, emit),
+            Decoded::Fragment => {}
+            Decoded::Foreign => self.stage.capture.anomalies.count(Anomaly::PacketForeign),
+            Decoded::Malformed => self.stage.capture.anomalies.count(Anomaly::PacketMalformed),
+        }
+        self.packets_to_tick -= 1;
+        if self.packets_to_tick == 0 {
+            self.tick(packet.timestamp, emit);
+        }
+    }
+
+    /// Time has passed, with or without packets: what waited long enough is resolved, what is old is forgotten.
+    pub fn tick(&mut self, now: Timestamp, emit: &mut impl FnMut(&FlowTuple, &Observation<'_>)) {
+        self.packets_to_tick = PACKETS_PER_TICK;
+        self.decoder.expire_fragments(now);
+        self.stage.capture.anomalies.merge(&self.decoder.take_anomalies());
+        let Stage { transactions, tallies, parser_anomalies, .. } = &mut self.stage;
+        let mut forward = to_parser(transactions, parser_anomalies, emit);
+        self.flows.tick(now, tallies, &mut forward);
+        self.datagrams.tick(now, tallies, &mut forward);
+    }
+
+    /// The end of the packets: what is held is delivered, what is outstanding is given up as unseen.
+    pub fn finish(&mut self, emit: &mut impl FnMut(&FlowTuple, &Observation<'_>)) {
+        let Stage { transactions, tallies, parser_anomalies, .. } = &mut self.stage;
+        let mut forward = to_parser(transactions, parser_anomalies, emit);
+        self.flows.close_all(tallies, &mut forward);
+        self.datagrams.close_all(tallies, &mut forward);
+    }
+
+    /// What was counted for a target since the last call.
+    pub fn take_tally(&mut self, target: TargetId) -> TargetTally {
+        let mut tally = std::mem::take(&mut self.stage.tallies[target.index()]);
+        tally.anomalies.merge(&self.stage.parser_anomalies[target.index()].take());
+        tally
+    }
+
+    /// What was seen of the wire as a whole since the last call.
+    pub fn take_capture_tally(&mut self) -> CaptureTally {
+        std::mem::take(&mut self.stage.capture)
+    }
+}
+
+/// Hands stream events to the parser, and what it observes on with the flow's ends.
+fn to_parser<'a, E: FnMut(&FlowTuple, &Observation<'_>)>(
+    transactions: &'a mut Transactions,
+    anomalies: &'a mut [AnomalyCounts],
+    emit: &'a mut E,
+) -> impl FnMut(&FlowTuple, &mut Connection, StreamEvent<'_>) -> Demand + use<'a, E> {
+    |tuple, connection, event| {
+        let anomalies = &mut anomalies[tuple.target.index()];
+        let mut with_tuple = |observation: &Observation<'_>| emit(tuple, observation);
+        transactions.handle_event(connection, event, tuple.transport, anomalies, &mut with_tuple)
+    }
+}
+
+impl Stage {
+    #[inline]
+    fn handle_segment(
+        &mut self,
+        flows: &mut FlowTable<Connection>,
+        segment: &Segment<'_>,
+        emit: &mut impl FnMut(&FlowTuple, &Observation<'_>),
+    ) {
+        let (source, destination) = (&segment.source, &segment.destination);
+        if self.is_foreign(source, destination, Transport::Tcp) {
+            return;
+        }
+        let Stage { targets, transactions, tallies, parser_anomalies, .. } = self;
+        // Asked only for what is not known yet; for the rest the answer stays that it is a target's.
+        let mut is_ours = true;
+        let classify = |a: &Endpoint, b: &Endpoint| {
+            let orientation = orient(targets, a, b, Transport::Tcp);
+            is_ours = orientation != Orientation::default();
+            orientation
+        };
+        flows.handle_segment(segment, classify, tallies, &mut to_parser(transactions, parser_anomalies, emit));
+        self.count(is_ours, source, destination, Transport::Tcp);
+    }
+
+    fn handle_datagram(
+        &mut self,
+        datagrams: &mut DatagramTable<Connection>,
+        datagram: &Datagram<'_>,
+        emit: &mut impl FnMut(&FlowTuple, &Observation<'_>),
+    ) {
+        let (source, destination) = (&datagram.source, &datagram.destination);
+        if self.is_foreign(source, destination, Transport::Udp) {
+            return;
+        }
+        let Stage { targets, transactions, tallies, parser_anomalies, .. } = self;
+        // Asked only for what is not known yet; for the rest the answer stays that it is a target's.
+        let mut is_ours = true;
+        let classify = |a: &Endpoint, b: &Endpoint| {
+            let orientation = orient(targets, a, b, Transport::Udp);
+            is_ours = orientation != Orientation::default();
+            orientation
+        };
+        datagrams.handle_datagram(datagram, classify, tallies, &mut to_parser(transactions, parser_anomalies, emit));
+        self.count(is_ours, source, destination, Transport::Udp);
+    }
+
+    /// Turns away, before any lookup, what cannot be a target's.
+    #[inline]
+    fn is_foreign(&mut self, source: &Endpoint, destination: &Endpoint, transport: Transport) -> bool {
+        let foreign = !self.targets.has_port(source.port()) && !self.targets.has_port(destination.port());
+        if foreign {
+            self.capture.strangers.count(source, destination, transport);
+        }
+        foreign
+    }
+
+    #[inline]
+    fn count(&mut self, is_ours: bool, source: &Endpoint, destination: &Endpoint, transport: Transport) {
+        if is_ours {
+            self.capture.target_packets += 1;
+        } else {
+            self.capture.strangers.count(source, destination, transport);
+        }
+    }
+}
+
+fn orient(targets: &TargetMap, source: &Endpoint, destination: &Endpoint, transport: Transport) -> Orientation {
+    Orientation { source: targets.find(source, transport), destination: targets.find(destination, transport) }
+}

@@ -1,0 +1,84 @@
+//! Threads, channels, clock, signals, stopping: the one place that sees them, and that turns configuration into limits.
+//!
+//! `run` and `replay` differ in where packets come from; the worker, the reporter thread and everything between are the same.
+
+mod clock;
+mod configuration;
+mod doctor;
+mod failure;
+mod live;
+mod logging;
+mod message;
+mod output;
+mod replay;
+mod reporter;
+mod signals;
+mod worker;
+
+pub use clock::{Interval, IntervalClock, IntervalLength};
+pub use configuration::{check_config, print_default_config, show_config};
+pub use doctor::doctor;
+pub use failure::Failure;
+pub use live::run;
+pub use replay::replay;
+
+use crate::cli::Options;
+use crate::collector::{CollectorOptions, Harvest, TargetOptions};
+use crate::config::{Config, Interval as ConfiguredInterval};
+use crate::model::TargetId;
+use crate::pipeline::{PipelineLimits, TargetMap, TargetMatch};
+
+/// Loads what the operator configured, starts logging, and says what is probably not meant.
+fn load(options: &Options) -> Result<Config, Failure> {
+    let loaded = options.load(&|name| std::env::var(name).ok())?;
+    logging::start(&loaded.config.log);
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(loaded.config)
+}
+
+fn interval_length(config: &Config) -> IntervalLength {
+    match config.report.interval {
+        ConfiguredInterval::Every(length) => IntervalLength::Fixed(length),
+        ConfiguredInterval::All => IntervalLength::All,
+    }
+}
+
+fn target_map(config: &Config) -> TargetMap {
+    let matches = config.targets.iter().map(|target| TargetMatch {
+        network: target.network,
+        port: target.port,
+        tcp: target.tcp,
+        udp: target.udp,
+    });
+    TargetMap::new(matches.collect())
+}
+
+fn pipeline_limits() -> PipelineLimits {
+    PipelineLimits::default()
+}
+
+/// Each worker holds its part of every target's budget.
+fn collector_options(config: &Config, workers: usize) -> CollectorOptions {
+    let targets = config.targets.iter().map(|target| TargetOptions {
+        budget_bytes: target.budget_bytes / workers.max(1) as u64,
+        servers: target.is_fleet(),
+    });
+    CollectorOptions { targets: targets.collect(), ..CollectorOptions::default() }
+}
+
+/// Rows of each table that go to the reporter when the report asks for a top N: enough for every ranking, and for key groups and
+/// shapes to be of use. What is left behind has fewer requests than any of them.
+const HARVEST_ROWS: usize = 65_536;
+
+/// An empty buffer for one target's rows.
+fn harvest(config: &Config) -> Harvest {
+    let all = config.report.top == 0 || config.report.clients_per_key == 0;
+    Harvest::new(if all { None } else { Some(HARVEST_ROWS) })
+}
+
+/// The number of the target at an index of the configuration, which limits their number to what fits.
+fn target_id(index: usize) -> TargetId {
+    TargetId(u16::try_from(index).unwrap_or(u16::MAX))
+}
