@@ -30,7 +30,10 @@ struct Operation {
 
 /// The one table of opcodes; none for those that memcached answers with "unknown command".
 fn operation(opcode: u8) -> Option<Operation> {
-    use Command::{Add, Append, Decr, Delete, FlushAll, Gat, Get, Incr, Noop, Prepend, Quit, Replace, Sasl, Set, Stat, Touch, Version};
+    use Command::{
+        Add, Append, Decr, Delete, FlushAll, Gat, Get, Incr, Noop, Prepend, Quit, Replace, Sasl, Set, Stat,
+        Touch, Version,
+    };
     let (command, is_quiet, extras, has_key): (Command, bool, &[u8], bool) = match opcode {
         0x00 | 0x0c => (Get, false, &[0], true),
         0x09 | 0x0d => (Get, true, &[0], true),
@@ -83,7 +86,8 @@ impl Header {
     fn read(bytes: &[u8], magic: u8) -> Option<Header> {
         let header: &[u8; HEADER_BYTES] = bytes.first_chunk()?;
         let be16 = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
-        let be32 = |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+        let be32 =
+            |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
         let read = Header {
             opcode: header[1],
             key_bytes: usize::from(be16(2)),
@@ -94,7 +98,8 @@ impl Header {
             cas: (u64::from(be32(16)) << 32) | u64::from(be32(20)),
         };
         let fits = (read.key_bytes + read.extras_bytes) as u64 <= read.body_bytes;
-        let is_sane = header[0] == magic && header[5] == 0 && fits && read.body_bytes <= VALUE_BYTES_MAX + 1024;
+        let is_sane =
+            header[0] == magic && header[5] == 0 && fits && read.body_bytes <= VALUE_BYTES_MAX + 1024;
         (is_sane && read.key_bytes <= KEY_BYTES_MAX).then_some(read)
     }
 
@@ -202,7 +207,11 @@ impl Transactions {
         if known.is_some_and(|known| known.has_key) {
             request.set_key(key);
         }
-        if let (Command::Incr | Command::Decr, &[_, _, _, _, _, _, _, _, a, b, c, d, e, f, g, h, i, j, k, l]) = (command, extras) {
+        if let (
+            Command::Incr | Command::Decr,
+            &[_, _, _, _, _, _, _, _, a, b, c, d, e, f, g, h, i, j, k, l],
+        ) = (command, extras)
+        {
             let creates = u32::from_be_bytes([i, j, k, l]) != NEVER_CREATE;
             request.initial = creates.then(|| u64::from_be_bytes([a, b, c, d, e, f, g, h]));
         }
@@ -238,7 +247,8 @@ impl Transactions {
             let look = header.head_bytes() + if is_number { NUMBER_BYTES } else { 0 };
             let Some(head) = rest.get(..look) else { return Demand::used(at) };
             let key = &head[HEADER_BYTES + header.extras_bytes..header.head_bytes()];
-            let value = is_number.then(|| head[header.head_bytes()..].try_into().map_or(0, u64::from_be_bytes));
+            let value =
+                is_number.then(|| head[header.head_bytes()..].try_into().map_or(0, u64::from_be_bytes));
             self.binary_response(connection, bytes, &header, key, value, sink);
             if connection.framing[1] == Framing::Lost {
                 return Demand::lost(data.len());
@@ -276,10 +286,9 @@ impl Transactions {
             return;
         }
         let wanted = Answer::Binary { opcode: header.opcode, opaque: header.opaque };
-        let place = self
-            .pool
-            .iter(&connection.queue)
-            .position(|request| request.answer == wanted && (!names_key || request.key() == key) && acknowledges(bytes, request));
+        let place = self.pool.iter(&connection.queue).position(|request| {
+            request.answer == wanted && (!names_key || request.key() == key) && acknowledges(bytes, request)
+        });
         let Some(place) = place else {
             unmatched(sink);
             return;
@@ -314,7 +323,9 @@ fn outcome_of(request: &Request, status: u16, value: Option<u64>) -> Outcome {
         (0, Storage) => Outcome::Stored,
         (0, _) => Outcome::Ok,
         (1, Retrieval | Deletion | Touch | Arithmetic) => Outcome::Miss,
-        (1, Storage) if request.command == Command::Add || request.command == Command::Replace => Outcome::NotStored,
+        (1, Storage) if request.command == Command::Add || request.command == Command::Replace => {
+            Outcome::NotStored
+        }
         (1, Storage) => Outcome::NotFound,
         (2, Storage) if request.command == Command::Add => Outcome::NotStored,
         (2, _) => Outcome::Exists,

@@ -17,7 +17,8 @@ use base64::engine::general_purpose::STANDARD;
 
 /// Whether a token can be a meta flag.
 pub(super) fn is_flag(token: &[u8]) -> bool {
-    token.first().is_some_and(u8::is_ascii_alphabetic) && token.iter().all(|&byte| (b'!'..0x7f).contains(&byte))
+    token.first().is_some_and(u8::is_ascii_alphabetic)
+        && token.iter().all(|&byte| (b'!'..0x7f).contains(&byte))
 }
 
 /// Whether a token can be the length of `ms`; before 1.6.10 it was written `S<length>`.
@@ -27,7 +28,10 @@ pub(super) fn is_length(token: &[u8]) -> bool {
 
 /// What an answer may echo, hashed (FNV-1a): two opaques of one connection that agree by chance cost an attribution, no more.
 fn hash_of(opaque: &[u8]) -> u64 {
-    opaque.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)) | 1
+    opaque
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+        | 1
 }
 
 /// Decodes a base64 key; the length, or none when it is not base64 of a key.
@@ -67,10 +71,14 @@ impl RequestFlags {
     fn command(&self, command: Command) -> Command {
         match command {
             Command::MetaGet if self.touches => Command::MetaGetTouch,
-            Command::MetaSet if self.compares && matches!(self.mode, None | Some(b'S' | b's' | b'R' | b'r')) => {
+            Command::MetaSet
+                if self.compares && matches!(self.mode, None | Some(b'S' | b's' | b'R' | b'r')) =>
+            {
                 Command::Cas
             }
-            Command::MetaArithmetic if matches!(self.mode, Some(b'D' | b'd' | b'-')) => Command::MetaDecrement,
+            Command::MetaArithmetic if matches!(self.mode, Some(b'D' | b'd' | b'-')) => {
+                Command::MetaDecrement
+            }
             other => other,
         }
     }
@@ -158,13 +166,19 @@ impl Transactions {
 
     /// How many requests stand before the one that this answers: the first that it can answer and whose echo agrees. Only
     /// quiet ones may be passed over.
-    fn meta_place(&self, connection: &Connection, reply: &MetaReply<'_>, bytes: &StreamBytes<'_>) -> Option<usize> {
+    fn meta_place(
+        &self,
+        connection: &Connection,
+        reply: &MetaReply<'_>,
+        bytes: &StreamBytes<'_>,
+    ) -> Option<usize> {
         let mut passed_loud = 0;
         for (place, request) in self.pool.iter(&connection.queue).enumerate() {
             if !acknowledges(bytes, request) {
                 return None;
             }
-            let is_silent = request.is_quiet && reply.outcome_for(request.command) == Some(request.silent_outcome());
+            let is_silent =
+                request.is_quiet && reply.outcome_for(request.command) == Some(request.silent_outcome());
             let fits = request.answer == Answer::Meta
                 && reply.outcome_for(request.command).is_some()
                 && !is_silent
@@ -210,7 +224,8 @@ impl<'a> MetaReply<'a> {
             _content: std::marker::PhantomData,
         };
         if reply.code == *b"VA" {
-            reply.value_bytes = Some(tokens.next().and_then(number).filter(|&length| length <= VALUE_BYTES_MAX)?);
+            reply.value_bytes =
+                Some(tokens.next().and_then(number).filter(|&length| length <= VALUE_BYTES_MAX)?);
         }
         if reply.code == *b"ME" {
             return Some(reply);
@@ -245,21 +260,27 @@ impl<'a> MetaReply<'a> {
 
     /// Whether key and opaque agree, as far as they are there.
     fn echoes(&self, request: &Request) -> bool {
-        let same_opaque = self.opaque_hash == request.opaque_hash || (self.opaque_hash == 0 && self.code == *b"MN");
+        let same_opaque =
+            self.opaque_hash == request.opaque_hash || (self.opaque_hash == 0 && self.code == *b"MN");
         // On a miss the key comes back as the request wrote it; a key that was asked for in base64 is compared decoded then.
         let same_key = match self.key() {
             None => true,
-            Some(key) => key == request.key() || {
-                let mut bytes = [0; KEY_BYTES_MAX];
-                decode_key(key, &mut bytes).is_some_and(|length| &bytes[..length] == request.key())
-            },
+            Some(key) => {
+                key == request.key() || {
+                    let mut bytes = [0; KEY_BYTES_MAX];
+                    decode_key(key, &mut bytes).is_some_and(|length| &bytes[..length] == request.key())
+                }
+            }
         };
         same_opaque && same_key
     }
 
     /// The outcome that the code means for a command; none when it cannot be its answer.
     fn outcome_for(&self, command: Command) -> Option<Outcome> {
-        use Command::{Cas, MetaArithmetic, MetaDebug, MetaDecrement, MetaDelete, MetaGet, MetaGetTouch, MetaNoop, MetaSet};
+        use Command::{
+            Cas, MetaArithmetic, MetaDebug, MetaDecrement, MetaDelete, MetaGet, MetaGetTouch, MetaNoop,
+            MetaSet,
+        };
         let outcome = match (command, &self.code) {
             (MetaGet | MetaGetTouch, b"VA" | b"HD" | b"OK") => Outcome::Hit,
             (MetaGet | MetaGetTouch, b"EN") => Outcome::Miss,

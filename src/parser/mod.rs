@@ -4,6 +4,14 @@
 //! own parsers (`proto_text.c`, `proto_bin.c`). A parser returns a value with the bytes that it used, or says
 //! incomplete and uses none. Values are never looked at, never copied, never kept.
 
+mod binary;
+mod command;
+mod meta;
+mod queue;
+mod text;
+mod token;
+pub mod transaction;
+
 use crate::model::{Command, Outcome, Timestamp};
 use std::time::Duration;
 

@@ -167,7 +167,11 @@ impl RequestPool {
         self.free = place.next;
         *place = *request;
         place.next = NONE;
-        if queue.tail == NONE { queue.head = index } else { self.requests[queue.tail as usize].next = index }
+        if queue.tail == NONE {
+            queue.head = index
+        } else {
+            self.requests[queue.tail as usize].next = index
+        }
         queue.tail = index;
         queue.count += 1;
         true

@@ -110,7 +110,11 @@ impl Transactions {
                 return None;
             };
             let is_end = rest[length] == b'\n';
-            let token = if is_end { rest[..length].strip_suffix(b"\r").unwrap_or(&rest[..length]) } else { &rest[..length] };
+            let token = if is_end {
+                rest[..length].strip_suffix(b"\r").unwrap_or(&rest[..length])
+            } else {
+                &rest[..length]
+            };
             at += length + usize::from(is_end);
             let wire_bytes = (length + usize::from(is_end)) as u32;
             if token.is_empty() || keys.in_overlong || token.len() > KEY_BYTES_MAX {
@@ -120,7 +124,8 @@ impl Transactions {
             } else {
                 // While the line's end is not in sight its keys carry no time; see `end_keys`.
                 let completed = if keys.end.is_some() { bytes.timestamp } else { Timestamp::ZERO };
-                let mut request = Request::new(keys.command, Answer::Values, keys.end.unwrap_or(0), completed);
+                let mut request =
+                    Request::new(keys.command, Answer::Values, keys.end.unwrap_or(0), completed);
                 request.is_last_of_line = false;
                 request.set_key(token);
                 request.request_bytes = u64::from(wire_bytes + std::mem::take(&mut keys.loose_bytes));
@@ -183,7 +188,9 @@ impl Transactions {
         request.request_bytes = line.wire_bytes as u64;
         let words: Words<'_> = Words::of(tokens);
         match shape {
-            Shape::Store | Shape::StoreCas => return self.store_line(connection, shape, &words, request, sink),
+            Shape::Store | Shape::StoreCas => {
+                return self.store_line(connection, shape, &words, request, sink);
+            }
             Shape::Meta | Shape::MetaStore => {
                 return self.meta_request(connection, shape, &words, request, sink);
             }
@@ -207,7 +214,8 @@ impl Transactions {
                 return 0;
             }
         }
-        let may_be_silent = matches!(shape, Shape::Keyed | Shape::Admin) && request.command != Command::Unknown;
+        let may_be_silent =
+            matches!(shape, Shape::Keyed | Shape::Admin) && request.command != Command::Unknown;
         if may_be_silent && words.last() == Some(b"noreply") {
             emit_silent(&request, Outcome::Unseen, sink);
         } else {
@@ -237,7 +245,9 @@ impl Transactions {
         let (Some(key), Some(length), true) = (key, length, is_valid) else {
             request.command = Command::Unknown;
             // Newer servers swallow the body of a line whose length they could read.
-            let swallowed = length.filter(|_| connection.is_new_server && words.len() >= fields).map_or(0, |length| length + 2);
+            let swallowed = length
+                .filter(|_| connection.is_new_server && words.len() >= fields)
+                .map_or(0, |length| length + 2);
             request.request_bytes += swallowed;
             self.push(connection, &request, sink);
             return swallowed;
@@ -392,7 +402,11 @@ impl Transactions {
         // An answer to a request of which nothing is known.
         if connection.queue.is_empty() {
             unmatched(sink);
-            return if connection.framing[0] == Framing::Framed && !matches!(reply, Reply::Error(_)) { Step::Lost } else { Step::Next };
+            return if connection.framing[0] == Framing::Framed && !matches!(reply, Reply::Error(_)) {
+                Step::Lost
+            } else {
+                Step::Next
+            };
         }
         let Some(place) = self.place_of(connection, reply, bytes) else {
             unmatched(sink);
@@ -473,7 +487,7 @@ impl Transactions {
         let mut strays = 0;
         for (place, request) in candidates.enumerate() {
             // A store can be refused before its body has been received.
-            if !acknowledges(bytes, request) && !(is_refusal && request.value_bytes > 0) {
+            if !(acknowledges(bytes, request) || is_refusal && request.value_bytes > 0) {
                 return None;
             }
             let fits = match request.answer {
@@ -484,7 +498,10 @@ impl Transactions {
                     _ => false,
                 },
                 Answer::Lines => matches!(reply, Reply::Item) || outcome_of(request, reply).is_some(),
-                _ => outcome_of(request, reply).is_some() && (!request.is_quiet || can_answer_quiet(request, reply)),
+                _ => {
+                    outcome_of(request, reply).is_some()
+                        && (!request.is_quiet || can_answer_quiet(request, reply))
+                }
             };
             if fits && request.answer != Answer::Values {
                 return Some(place);
@@ -610,7 +627,10 @@ pub(super) enum Fault {
 /// A response line by its first token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reply<'a> {
-    Value { key: &'a [u8], length: u64 },
+    Value {
+        key: &'a [u8],
+        length: u64,
+    },
     End,
     Stored,
     NotStored,
@@ -625,7 +645,9 @@ pub(super) enum Reply<'a> {
     /// STAT, ITEM or PREFIX.
     Item,
     Error(Fault),
-    Meta { code: [u8; 2] },
+    Meta {
+        code: [u8; 2],
+    },
     /// Answers of admin commands: BUSY, BADCLASS, NOSPARE, SAME, NOTSTARTED, MEMLIMIT_….
     Notice,
     Other,
@@ -756,7 +778,9 @@ pub(super) fn is_request(bytes: &[u8]) -> bool {
     let mut tokens = Tokens::of(content);
     let Some(first) = tokens.next().filter(|_| content.first() != Some(&b' ')) else { return false };
     let Some(&(_, _, shape)) = VERBS.iter().find(|(name, _, _)| *name == first) else { return false };
-    let is_key = |key: &[u8]| !key.is_empty() && key.len() <= KEY_BYTES_MAX && key.iter().all(|&byte| byte > b' ' && byte != 0x7f);
+    let is_key = |key: &[u8]| {
+        !key.is_empty() && key.len() <= KEY_BYTES_MAX && key.iter().all(|&byte| byte > b' ' && byte != 0x7f)
+    };
     let words = Words::of(tokens);
     if whole.is_none() && !matches!(shape, Shape::Keys | Shape::ExptimeKeys) {
         return false;
@@ -764,7 +788,9 @@ pub(super) fn is_request(bytes: &[u8]) -> bool {
     let starts_with_key = words.get(0).is_some_and(is_key);
     match shape {
         Shape::Keys => words.from(0).take(WORDS_MAX).all(is_key) && words.len() > 0,
-        Shape::ExptimeKeys => words.get(0).is_some_and(is_number) && words.from(1).all(is_key) && words.len() > 1,
+        Shape::ExptimeKeys => {
+            words.get(0).is_some_and(is_number) && words.from(1).all(is_key) && words.len() > 1
+        }
         Shape::Store | Shape::StoreCas => {
             let fields = if shape == Shape::Store { 4 } else { 5 };
             let numbers = (1..fields).all(|index| words.get(index).is_some_and(is_number));
@@ -772,7 +798,9 @@ pub(super) fn is_request(bytes: &[u8]) -> bool {
         }
         Shape::Keyed => starts_with_key && words.len() <= 3,
         Shape::Meta => starts_with_key && words.from(1).all(meta::is_flag),
-        Shape::MetaStore => starts_with_key && words.get(1).is_some_and(meta::is_length) && words.from(2).all(meta::is_flag),
+        Shape::MetaStore => {
+            starts_with_key && words.get(1).is_some_and(meta::is_length) && words.from(2).all(meta::is_flag)
+        }
         Shape::MetaNoop => words.len() == 0,
         Shape::Admin | Shape::Stats | Shape::LruCrawler | Shape::Watch | Shape::Quit => {
             words.len() <= 4 && content.iter().all(|&byte| (b' '..0x7f).contains(&byte))

@@ -166,7 +166,10 @@ impl Transactions {
         let mut anchored = false;
         // A connection that has only been lost so far (mid-stream) or lost its way takes a strict start.
         if self.is_lost(connection, Direction::ToServer) {
-            if !(bytes.segment_start && self.both_wait_for_nothing(connection, bytes) && is_request(bytes.bytes)) {
+            if !(bytes.segment_start
+                && self.both_wait_for_nothing(connection, bytes)
+                && is_request(bytes.bytes))
+            {
                 return self.not_found(connection, bytes, sink);
             }
             anchored = true;
@@ -242,7 +245,8 @@ impl Transactions {
     /// other's every byte, or a client that has shown that it waits for each answer has received all that was sent.
     fn both_wait_for_nothing(&self, connection: &Connection, bytes: &StreamBytes<'_>) -> bool {
         // Where no answer was ever seen, nothing tells a request from the inside of a value.
-        let agreed = bytes.quiescent && (connection.saw_answers || connection.failures >= self.limits.one_way_after);
+        let agreed =
+            bytes.quiescent && (connection.saw_answers || connection.failures >= self.limits.one_way_after);
         let trusted = !connection.is_pipelining && connection.exchanges >= self.limits.exchanges_to_trust;
         bytes.idle && (agreed || trusted)
     }
@@ -258,10 +262,8 @@ impl Transactions {
             connection.failures = connection.failures.saturating_add(1);
             if foreign && is_tls(bytes.bytes) {
                 self.turn_opaque(connection, Anomaly::TlsFlow, sink);
-            } else if foreign {
-                if connection.failures >= self.limits.failures_max {
-                    self.turn_opaque(connection, Anomaly::UnknownProtocolFlow, sink);
-                }
+            } else if foreign && connection.failures >= self.limits.failures_max {
+                self.turn_opaque(connection, Anomaly::UnknownProtocolFlow, sink);
             }
         }
         Demand::lost(bytes.bytes.len())
@@ -384,9 +386,15 @@ impl Transactions {
 }
 
 /// Counts a request with its outcome.
-pub(super) fn emit_request<E: FnMut(&Observation<'_>)>(request: &Request, outcome: Outcome, sink: &mut Sink<'_, E>) {
+pub(super) fn emit_request<E: FnMut(&Observation<'_>)>(
+    request: &Request,
+    outcome: Outcome,
+    sink: &mut Sink<'_, E>,
+) {
     let latency = match request.answered {
-        Some(answered) if !request.is_quiet && answered >= request.completed => Some(answered.since(request.completed)),
+        Some(answered) if !request.is_quiet && answered >= request.completed => {
+            Some(answered.since(request.completed))
+        }
         _ => None,
     };
     (sink.emit)(&Observation {
@@ -402,7 +410,11 @@ pub(super) fn emit_request<E: FnMut(&Observation<'_>)>(request: &Request, outcom
 }
 
 /// Counts a request that nobody will answer.
-pub(super) fn emit_silent<E: FnMut(&Observation<'_>)>(request: &Request, outcome: Outcome, sink: &mut Sink<'_, E>) {
+pub(super) fn emit_silent<E: FnMut(&Observation<'_>)>(
+    request: &Request,
+    outcome: Outcome,
+    sink: &mut Sink<'_, E>,
+) {
     let mut silent = *request;
     silent.is_quiet = true;
     emit_request(&silent, outcome, sink);
