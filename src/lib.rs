@@ -1,4 +1,57 @@
-//! memtap: a passive reporter for memcached.
+//! memtap: a passive reporter for memcached. This page is the map of the program.
+//!
+//! ```text
+//!  NIC / lo / veth                          recording (.pcap, .pcapng, .gz, .zst)
+//!       │ TPACKET_V3 ring, cBPF filter              │
+//!       ▼                                           ▼
+//!    capture ── Packet ──► decode ── Segment | Datagram ──► reassembly ── StreamEvent ──► parser ── Observation ──► collector
+//!       one worker serves its rings on all interfaces; everything left of the collector is one pure `Pipeline`         │
+//!                                                                                      rows, once per interval (Harvest)
+//!                                                                                                                      ▼
+//!                                       report ◄── Snapshot (merged, immutable) ◄── reporter thread (crossbeam-channel)
+//! ```
+//!
+//! # Three ideas
+//!
+//! 1. **One pure machine.** [`pipeline::Pipeline`] is fed by the live ring and by a recording alike: it knows no clock, no
+//!    socket and no thread, so that everything after the socket is tested from bytes.
+//! 2. **Loss is a value.** We only listen; what we missed is gone. Gaps, drops and evictions are counted ([`anomaly`]) and travel
+//!    with the figures of their interval into every report.
+//! 3. **Every limit has a name.** It is allocated at start-up (`…Limits`), counted when it is reached, and printed.
+//!
+//! # Where things are
+//!
+//! | module | from | to | home of |
+//! | --- | --- | --- | --- |
+//! | [`model`], [`network`], [`anomaly`] | | | nouns that all stages share; names of commands, outcomes and losses |
+//! | [`capture`] | ring or file | headers | sockets, rings, kernel filter, recordings, decode, tunnels, fragments |
+//! | [`reassembly`] | segments, datagrams | stream events | flow table, holes, acknowledgements, UDP exchanges |
+//! | [`parser`] | stream events | observations | memcached's protocols, pairing of requests and responses |
+//! | [`collector`] | observations | snapshots | tables with a byte budget, harvest, merge, rankings |
+//! | [`report`] | snapshots | text | tables, JSON Lines, CSV, Markdown, findings, escaping, privacy |
+//! | [`pipeline`] | packets | observations | composes decode, reassembly and parser |
+//! | [`runtime`] | configuration | reports | threads, clock, signals, interfaces; `run`, `replay`, `doctor` |
+//! | [`config`], [`cli`] | operator | `Config` | every default, every flag |
+//!
+//! Imports run one way: capture ← reassembly ← parser ← collector ← report. `tests/tidy.rs` keeps the arrows and the list of
+//! files that may hold `unsafe`: `capture/socket.rs`, `capture/ring.rs`, `collector/arena.rs`.
+//!
+//! # How one packet becomes a figure
+//!
+//! A retired ring block is ordinary bytes until it goes back to the kernel; [`capture`] walks it and lends one packet after the
+//! other. Decode finds the TCP payload without copying. Reassembly looks up the flow and, when the segment is the next one,
+//! lends its bytes to the parser in place; the parser answers how many it used and how many to skip (a value's body is never
+//! looked at, so a loss inside it costs nothing). Requests wait in a bounded queue until their answer comes; each key's share of
+//! a request becomes one [`parser::Observation`], which the collector adds to the target's tables. When an interval closes,
+//! the worker copies the rows that a report could need into a recycled buffer and hands it to the reporter thread, which
+//! merges the workers into a [`collector::snapshot::Snapshot`] and writes it.
+//!
+//! # To add …
+//!
+//! * a command of the protocol: one line in [`model::Command`], one in the parser's verb table;
+//! * an anomaly: one line in [`anomaly::Anomaly`];
+//! * a ranking, a column, a finding, an output format: the module of that name under [`collector`] or [`report`];
+//! * an option: [`config`], where every default is written once, and [`cli`].
 
 pub mod anomaly;
 pub mod capture;
@@ -8,5 +61,7 @@ pub mod config;
 pub mod model;
 pub mod network;
 pub mod parser;
+pub mod pipeline;
 pub mod reassembly;
 pub mod report;
+pub mod runtime;

@@ -8,8 +8,8 @@ use crate::capture::decode::{DecodeLimits, Decoder};
 use crate::capture::{Datagram, Decoded, Packet, Segment};
 use crate::model::{Endpoint, FlowTuple, TargetId, Timestamp, Transport};
 use crate::network::Network;
-use crate::parser::transaction::{Connection, ParserLimits, Transactions};
 use crate::parser::Observation;
+use crate::parser::transaction::{Connection, ParserLimits, Transactions};
 use crate::reassembly::datagram::DatagramTable;
 use crate::reassembly::flow::{FlowTable, Orientation};
 use crate::reassembly::limits::ReassemblyLimits;
@@ -101,11 +101,13 @@ impl TargetMap {
             return None;
         }
         let of = |id: &TargetId| &self.targets[id.index()];
-        let single = self.single.get(&(endpoint.ip(), endpoint.port())).into_iter().flatten().copied();
-        single.filter(|id| of(id).watches(transport)).next().or_else(|| {
+        let mut single = self.single.get(&(endpoint.ip(), endpoint.port())).into_iter().flatten().copied();
+        single.find(|id| of(id).watches(transport)).or_else(|| {
             self.networks.iter().copied().find(|id| {
                 let target = of(id);
-                target.port == endpoint.port() && target.watches(transport) && target.network.contains(endpoint)
+                target.port == endpoint.port()
+                    && target.watches(transport)
+                    && target.network.contains(endpoint)
             })
         })
     }
@@ -145,7 +147,8 @@ const STRANGERS_MAX: usize = 16;
 impl Strangers {
     fn count(&mut self, source: &Endpoint, destination: &Endpoint, transport: Transport) {
         let endpoint = *if source.port() < destination.port() { source } else { destination };
-        let known = self.seen.iter_mut().find(|seen| seen.endpoint == endpoint && seen.transport == transport);
+        let known =
+            self.seen.iter_mut().find(|seen| seen.endpoint == endpoint && seen.transport == transport);
         if let Some(stranger) = known {
             stranger.packets += 1;
         } else if self.seen.len() < STRANGERS_MAX {
@@ -327,7 +330,12 @@ impl Stage {
             is_ours = orientation != Orientation::default();
             orientation
         };
-        flows.handle_segment(segment, classify, tallies, &mut to_parser(transactions, parser_anomalies, emit));
+        flows.handle_segment(
+            segment,
+            classify,
+            tallies,
+            &mut to_parser(transactions, parser_anomalies, emit),
+        );
         self.count(is_ours, source, destination, Transport::Tcp);
     }
 
@@ -349,7 +357,12 @@ impl Stage {
             is_ours = orientation != Orientation::default();
             orientation
         };
-        datagrams.handle_datagram(datagram, classify, tallies, &mut to_parser(transactions, parser_anomalies, emit));
+        datagrams.handle_datagram(
+            datagram,
+            classify,
+            tallies,
+            &mut to_parser(transactions, parser_anomalies, emit),
+        );
         self.count(is_ours, source, destination, Transport::Udp);
     }
 
@@ -373,6 +386,11 @@ impl Stage {
     }
 }
 
-fn orient(targets: &TargetMap, source: &Endpoint, destination: &Endpoint, transport: Transport) -> Orientation {
+fn orient(
+    targets: &TargetMap,
+    source: &Endpoint,
+    destination: &Endpoint,
+    transport: Transport,
+) -> Orientation {
     Orientation { source: targets.find(source, transport), destination: targets.find(destination, transport) }
 }

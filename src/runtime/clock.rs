@@ -181,6 +181,9 @@ mod tests {
         let mut clock = IntervalClock::new(IntervalLength::All);
         clock.advance(at(3, 0), true);
         assert_eq!(clock.advance(at(1_000_000, 0), true), None);
-        assert_eq!(clock.cut(None), Some(Interval { start: at(3, 0), end: at(1_000_000, 0), partial: false }));
+        assert_eq!(
+            clock.cut(None),
+            Some(Interval { start: at(3, 0), end: at(1_000_000, 0), partial: false })
+        );
     }
 }

@@ -1,5 +1,6 @@
 //! `memtap doctor`: what would be seen, and why not. Each line is ok, warn or fail, and says what to do.
 
+use crate::anomaly::Anomaly;
 use crate::capture::interface::{Interface, enumerate};
 use crate::capture::ring::{self, Ring, RingOptions, RingShape, ring_byte_rate};
 use crate::capture::socket::PacketSocket;
@@ -8,7 +9,6 @@ use crate::config::Config;
 use crate::model::Transport;
 use crate::pipeline::{CaptureTally, Pipeline};
 use crate::reassembly::TargetTally;
-use crate::anomaly::Anomaly;
 use crate::runtime::failure::Failure;
 use crate::runtime::live::{PRIVILEGE_ADVICE, choose_interfaces, filter_spec};
 use crate::runtime::output::{Output, OutputEnd};
@@ -85,7 +85,10 @@ pub fn doctor(options: &Options) -> Result<(), Failure> {
     write(&findings.text())?;
     if findings.failed() {
         let exit = if privileged { Exit::Failure } else { Exit::NoPermission };
-        return Err(Failure::new(exit, "something would keep memtap from working; see the lines marked fail"));
+        return Err(Failure::new(
+            exit,
+            "something would keep memtap from working; see the lines marked fail",
+        ));
     }
     Ok(())
 }
@@ -187,7 +190,9 @@ fn examine_interfaces(chosen: &[Interface], findings: &mut Findings) {
         .map(|interface| interface.name)
         .collect();
     if !others.is_empty() {
-        findings.lines.push((None, format!("not captured: {} (name them with -i to change that)", others.join(", "))));
+        findings
+            .lines
+            .push((None, format!("not captured: {} (name them with -i to change that)", others.join(", "))));
     }
 }
 
@@ -262,7 +267,8 @@ fn judge(config: &Config, interface: &str, heard: &Heard, findings: &mut Finding
         hold.as_millis()
     ));
     if heard.dropped > 0 {
-        findings.warn(format!("{interface}: {} packets dropped while listening; raise --ring-mb", heard.dropped));
+        findings
+            .warn(format!("{interface}: {} packets dropped while listening; raise --ring-mb", heard.dropped));
     }
     for (target, tally) in config.targets.iter().zip(&heard.targets) {
         judge_target(&target.name, tally, findings);
@@ -274,7 +280,9 @@ fn judge_target(name: &str, tally: &TargetTally, findings: &mut Findings) {
         [0, 0] => {}
         [0, _] => findings.warn(format!("{name}: only responses are seen; requests take another way")),
         [_, 0] => findings.warn(format!("{name}: only requests are seen; responses take another way")),
-        [requests, responses] => findings.ok(format!("{name}: {requests} packets of requests, {responses} of responses")),
+        [requests, responses] => {
+            findings.ok(format!("{name}: {requests} packets of requests, {responses} of responses"))
+        }
     }
     let explanations = [
         (Anomaly::TlsFlow, "speak TLS: their requests cannot be read"),

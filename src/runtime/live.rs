@@ -14,7 +14,7 @@ use crate::runtime::clock::IntervalClock;
 use crate::runtime::failure::Failure;
 use crate::runtime::message::CaptureFigures;
 use crate::runtime::replay::BUFFERS_PER_WORKER;
-use crate::runtime::reporter::ReporterThread;
+use crate::runtime::reporter::{Reload, ReporterThread};
 use crate::runtime::signals::Requests;
 use crate::runtime::worker::{WhenLate, Worker, WorkerChannels};
 use crate::runtime::{collector_options, harvest, interval_length, load, pipeline_limits, target_map};
@@ -68,7 +68,9 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     }
     drop(report_sender);
     let sources = choice.interfaces.iter().map(|interface| interface.name.clone()).collect();
-    let reporter = ReporterThread::new(&config, sources, buffer_senders, requests.clone())?;
+    let again = options.clone();
+    let reload: Reload = Box::new(move || Ok(again.load(&|name| std::env::var(name).ok())?.config));
+    let reporter = ReporterThread::new(&config, sources, buffer_senders, requests.clone(), Some(reload))?;
 
     thread::scope(|scope| {
         let reporter = scope.spawn(move || reporter.run(&reports));
@@ -78,7 +80,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
         let captured = captures
             .into_iter()
             .map(|thread| thread.join().unwrap_or_else(|_| Err(bug())))
-            .fold(Ok(()), |all: Result<(), Failure>, one| all.and(one));
+            .fold(Ok(()), Result::and);
         let reported = reporter.join().unwrap_or_else(|_| Err(bug()));
         reported.and(captured)
     })
@@ -238,7 +240,9 @@ impl Capture {
             let figures = &mut self.figures;
             self.worker.print_on_demand(prints, Some(now()), || std::mem::take(figures));
             if !busy {
-                let passed = Timestamp::from_nanos(now().since(Timestamp::from_nanos(0)).saturating_sub(GRACE).as_nanos() as u64);
+                let passed = Timestamp::from_nanos(
+                    now().since(Timestamp::from_nanos(0)).saturating_sub(GRACE).as_nanos() as u64,
+                );
                 self.worker.advance(passed, || std::mem::take(&mut self.figures));
                 if let Err(error) = ring::wait(&mut self.rings, WAIT_MAX) {
                     ended = Err(Failure::new(Exit::Failure, error));
@@ -309,7 +313,9 @@ impl Capture {
             if std::mem::replace(told, state) != state {
                 tracing::warn!("{} is {}", interface.name, state_text(state));
             }
-            if state == RingState::Gone && let Some(index) = socket::interface_index(&interface.name) {
+            if state == RingState::Gone
+                && let Some(index) = socket::interface_index(&interface.name)
+            {
                 match ring.rebind(index) {
                     Ok(()) => {
                         *told = ring.state();

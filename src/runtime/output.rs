@@ -15,7 +15,11 @@ pub(super) enum OutputEnd {
 
 impl From<io::Error> for OutputEnd {
     fn from(error: io::Error) -> OutputEnd {
-        if error.kind() == io::ErrorKind::BrokenPipe { OutputEnd::ClosedPipe } else { OutputEnd::Failed(error) }
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            OutputEnd::ClosedPipe
+        } else {
+            OutputEnd::Failed(error)
+        }
     }
 }
 
@@ -35,7 +39,10 @@ impl Output {
     }
 
     /// Writes one report and flushes it.
-    pub(super) fn write(&mut self, report: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), OutputEnd> {
+    pub(super) fn write(
+        &mut self,
+        report: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<(), OutputEnd> {
         report(&mut self.writer)?;
         self.writer.flush()?;
         Ok(())

@@ -23,7 +23,8 @@ pub(super) const BUFFERS_PER_WORKER: usize = 2;
 pub fn replay(arguments: &ReplayArgs) -> Result<(), Failure> {
     let config = load(&arguments.options)?;
     let requests = Requests::from_signals().map_err(|error| Failure::new(Exit::Failure, error))?;
-    let mut recordings = Recordings::open(&arguments.files).map_err(|error| Failure::new(Exit::Failure, error))?;
+    let mut recordings =
+        Recordings::open(&arguments.files).map_err(|error| Failure::new(Exit::Failure, error))?;
     let options = collector_options(&config, 1);
     let collector = Collector::new(&options).map_err(|error| Failure::new(Exit::Failure, error))?;
     let pipeline = Pipeline::new(target_map(&config), pipeline_limits());
@@ -37,7 +38,7 @@ pub fn replay(arguments: &ReplayArgs) -> Result<(), Failure> {
         drop(buffer_sender.send(buffer));
     }
     let sources = arguments.files.iter().map(|file| file.display().to_string()).collect();
-    let reporter = ReporterThread::new(&config, sources, vec![buffer_sender], requests.clone())?;
+    let reporter = ReporterThread::new(&config, sources, vec![buffer_sender], requests.clone(), None)?;
     let channels = WorkerChannels { reports: report_sender, buffers };
     let worker = Worker::new(0, pipeline, collector, clock, WhenLate::Wait, channels);
 

@@ -1,10 +1,10 @@
 //! The reporter thread: merges the workers' rows of an interval into snapshots, and writes the reports.
 
 use crate::cli::Exit;
+use crate::collector::snapshot::Snapshot;
 use crate::collector::window::Window;
 use crate::collector::{Harvest, merge};
-use crate::config::{Config, Over, TargetConfig};
-use crate::collector::snapshot::Snapshot;
+use crate::config::{Config, ConfigError, Over, TargetConfig};
 use crate::report::{EndpointSeen, Reporter, SeenElsewhere, SourceSeen};
 use crate::runtime::clock::Interval;
 use crate::runtime::failure::Failure;
@@ -37,7 +37,12 @@ pub(super) struct ReporterThread {
     intervals: u64,
     intervals_max: u64,
     requests: Requests,
+    /// Reads the configuration again, for SIGHUP; none for recordings.
+    reload: Option<Reload>,
 }
+
+/// Reads file, environment and flags again.
+pub(super) type Reload = Box<dyn Fn() -> Result<Config, ConfigError> + Send>;
 
 struct OpenInterval {
     interval: Interval,
@@ -50,6 +55,7 @@ impl ReporterThread {
         sources: Vec<String>,
         buffers: Vec<Sender<Vec<Harvest>>>,
         requests: Requests,
+        reload: Option<Reload>,
     ) -> Result<ReporterThread, Failure> {
         let output = Output::open(config.report.out.as_ref()).map_err(|error| {
             let path = config.report.out.as_deref().unwrap_or_else(|| "standard output".as_ref());
@@ -69,6 +75,7 @@ impl ReporterThread {
             intervals: 0,
             intervals_max: config.report.intervals,
             requests,
+            reload,
         })
     }
 
@@ -85,7 +92,10 @@ impl ReporterThread {
                 }
                 Err(OutputEnd::Failed(error)) => {
                     self.requests.stop();
-                    return Err(Failure::new(Exit::OutputFailed, format!("cannot write the report: {error}")));
+                    return Err(Failure::new(
+                        Exit::OutputFailed,
+                        format!("cannot write the report: {error}"),
+                    ));
                 }
             }
         }
@@ -97,6 +107,23 @@ impl ReporterThread {
             }
         }
         Ok(())
+    }
+
+    /// Takes over the report settings of a configuration that was changed; keeps the old ones when it is wrong.
+    fn reload(&mut self) {
+        let Some(reload) = &self.reload else { return };
+        match reload() {
+            Ok(config) => {
+                if config.targets != self.targets {
+                    tracing::warn!("reload: the targets have changed; they are taken over at the next start");
+                }
+                *self.reporter.options_mut() = report_options(&config);
+                tracing::info!("reload: report settings, key groups and privacy taken over");
+            }
+            Err(error) => {
+                tracing::error!("reload: the configuration is wrong, the old one stays in force: {error}")
+            }
+        }
     }
 
     fn take(&mut self, report: WorkerReport) -> Result<(), OutputEnd> {
@@ -168,6 +195,9 @@ impl ReporterThread {
     }
 
     fn write(&mut self, snapshots: &[Snapshot], capture: &CaptureFigures) -> Result<(), OutputEnd> {
+        if self.requests.take_reload() {
+            self.reload();
+        }
         let options = self.reporter.options_mut();
         options.seen_elsewhere = Some(seen_elsewhere(&self.sources, capture));
         options.width = width();

@@ -82,7 +82,12 @@ impl Worker {
     }
 
     /// Answers a report on demand (`prints` is the number of those asked for so far) by ending the open interval early.
-    pub(super) fn print_on_demand(&mut self, prints: u64, now: Option<Timestamp>, figures: impl FnOnce() -> CaptureFigures) {
+    pub(super) fn print_on_demand(
+        &mut self,
+        prints: u64,
+        now: Option<Timestamp>,
+        figures: impl FnOnce() -> CaptureFigures,
+    ) {
         if prints <= self.prints {
             return;
         }
@@ -119,7 +124,13 @@ impl Worker {
         }
     }
 
-    fn send(&mut self, mut interval: Interval, mut harvests: Vec<Harvest>, mut capture: CaptureFigures, last: bool) {
+    fn send(
+        &mut self,
+        mut interval: Interval,
+        mut harvests: Vec<Harvest>,
+        mut capture: CaptureFigures,
+        last: bool,
+    ) {
         interval.partial |= std::mem::take(&mut self.cut);
         self.collector.flush();
         for (index, harvest) in harvests.iter_mut().enumerate() {
