@@ -72,7 +72,8 @@ fn a_damaged_recording_gives_what_was_readable_and_1() {
     let path = path.to_str().unwrap();
     let output = run(&["replay", path, "-w", "all", "-k", "0", "-o", "jsonl"]);
     expect(&output, 1, &[path]);
-    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one report of what was readable");
+    let report: serde_json::Value =
+        serde_json::from_slice(&output.stdout).expect("one report of what was readable");
     assert!(report["requests"].as_i64().unwrap() > 10, "{report}");
 }
 
@@ -141,7 +142,8 @@ fn intervals_add_up_to_the_whole() {
     command.arg("replay").arg(&path).args(["-o", "jsonl", "-w", "100ms", "-k", "0"]);
     let output = command.output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    let parts: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let parts: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     for figure in ["requests", "gets", "hits", "misses", "stores", "bytes_in", "bytes_out"] {
         let sum: i64 = parts.iter().map(|part| part[figure].as_i64().unwrap()).sum();
         assert_eq!(sum, whole[0][figure].as_i64().unwrap(), "{figure}");

@@ -4,9 +4,9 @@
 //! Needs root, memcached and python3-pymemcache (`./check` installs them); a test that cannot run says so and fails.
 //! `MEMTAP_TEST_LIVE_SECONDS` lengthens the load.
 
-mod support;
 #[path = "support/netns.rs"]
 mod netns;
+mod support;
 
 use netns::{CLIENT, Pair, SERVER};
 use serde_json::Value;
@@ -104,8 +104,7 @@ impl Memtap {
     fn start(pair: &Pair, arguments: &[&str]) -> Memtap {
         let mut command = pair.server.command(env!("CARGO_BIN_EXE_memtap"));
         command.arg("run").args(arguments).env("NO_COLOR", "1");
-        let mut child =
-            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("memtap starts");
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("memtap starts");
         let stderr = BufReader::new(child.stderr.take().expect("stderr is piped"));
         let (sender, said) = mpsc::channel();
         thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
@@ -171,7 +170,20 @@ fn counts_equal_those_of_memcached_and_of_the_client() {
     let server = Memcached::start(&pair, &[]);
     let memtap = Memtap::start(
         &pair,
-        &["-i", "veth0", "-t", "live=10.99.0.1:11211", "-w", "all", "-k", "0", "--clients-per-key", "0", "-o", "jsonl"],
+        &[
+            "-i",
+            "veth0",
+            "-t",
+            "live=10.99.0.1:11211",
+            "-w",
+            "all",
+            "-k",
+            "0",
+            "--clients-per-key",
+            "0",
+            "-o",
+            "jsonl",
+        ],
     );
     let before = server.stats(&pair);
     let sent = load(&pair, &["--seconds", &seconds(), "--sources", &format!("{CLIENT},10.99.0.3/0.3")]);
@@ -213,7 +225,8 @@ fn counts_equal_those_of_memcached_and_of_the_client() {
     for (client, requests) in sent["clients"].as_object().expect("clients is an object") {
         let prefix = format!("{client}:");
         let rows = report["hot_clients"].as_array().expect("hot_clients is a list");
-        let mine = rows.iter().filter(|row| row["client"].as_str().is_some_and(|name| name.starts_with(&prefix)));
+        let mine =
+            rows.iter().filter(|row| row["client"].as_str().is_some_and(|name| name.starts_with(&prefix)));
         let counted: i64 = mine.map(|row| figure(row, &["requests"])).sum();
         assert_eq!(Some(counted), requests.as_i64(), "requests of {client}");
     }

@@ -68,7 +68,8 @@ fn check(path: &Path) -> Result<(), String> {
         return Ok(());
     }
     if std::env::var_os("UPDATE_SCENARIOS").is_some() {
-        std::fs::write(path, format!("{}---\n{found}", scenario.script)).expect("the scenario can be written");
+        std::fs::write(path, format!("{}---\n{found}", scenario.script))
+            .expect("the scenario can be written");
         return Ok(());
     }
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
@@ -81,8 +82,10 @@ fn check(path: &Path) -> Result<(), String> {
 #[test]
 fn scenarios_give_their_reports() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios");
-    let mut paths: Vec<PathBuf> =
-        std::fs::read_dir(&folder).expect("tests/scenarios exists").map(|entry| entry.unwrap().path()).collect();
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(&folder)
+        .expect("tests/scenarios exists")
+        .map(|entry| entry.unwrap().path())
+        .collect();
     paths.sort();
     assert!(paths.len() >= 20, "{} scenarios", paths.len());
     let failures: Vec<String> = paths.iter().filter_map(|path| check(path).err()).collect();

@@ -78,5 +78,11 @@ fn no_packet_allocates_after_warm_up() {
         counts.push(ALLOCATIONS.load(Ordering::Relaxed) - before);
     }
     assert!(observations > 10_000, "the recordings hold requests: {observations}");
-    assert_eq!(counts[1], 0, "allocations in the second run over {} packets (first run: {})", all.len(), counts[0]);
+    assert_eq!(
+        counts[1],
+        0,
+        "allocations in the second run over {} packets (first run: {})",
+        all.len(),
+        counts[0]
+    );
 }

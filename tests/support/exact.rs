@@ -57,7 +57,8 @@ impl Exact {
                 let (ours, theirs) = (ours[outcome.index()], theirs[outcome.index()]);
                 if ours > theirs {
                     let (client, key, command) = place;
-                    let (key, command) = (String::from_utf8_lossy(key), Command::ALL[usize::from(*command)].name());
+                    let (key, command) =
+                        (String::from_utf8_lossy(key), Command::ALL[usize::from(*command)].name());
                     let outcome = outcome.name();
                     wrong.push(format!("{client} {command} {key}: {ours} {outcome}, in truth {theirs}"));
                 }
@@ -69,12 +70,14 @@ impl Exact {
     /// Where two runs differ, at most `limit` lines.
     pub fn differences(&self, base: &Exact, limit: usize) -> Vec<String> {
         let places: BTreeSet<_> = self.outcomes.keys().chain(base.outcomes.keys()).collect();
-        let differing = places.into_iter().filter(|place| self.outcomes.get(*place) != base.outcomes.get(*place));
+        let differing =
+            places.into_iter().filter(|place| self.outcomes.get(*place) != base.outcomes.get(*place));
         differing
             .take(limit)
             .map(|place| {
                 let (client, key, command) = place;
-                let (key, command) = (String::from_utf8_lossy(key), Command::ALL[usize::from(*command)].name());
+                let (key, command) =
+                    (String::from_utf8_lossy(key), Command::ALL[usize::from(*command)].name());
                 let (ours, theirs) = (self.outcomes.get(place), base.outcomes.get(place));
                 format!("{client} {command} {key}: ours {ours:?}, base {theirs:?}")
             })

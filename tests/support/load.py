@@ -3,7 +3,7 @@
 
 usage: load.py SERVER:PORT --sources A[/SHARE],B[/SHARE],... --seconds N [--suffix ~] [--keys N] [--seed N]
 
-One process a source address. The hottest key is user:1:profile; keys follow a Zipf-like law; some keys are never written, so
+One process a source address. The hottest key is user:0001:profile; keys follow a Zipf-like law; some keys are never written, so
 that they miss. Bounded by --seconds and by --requests (per process). Output: {"keys": {key: {get, hit, miss, set, delete,
 incr, touch}}, "clients": {ip: requests}, "requests": n, "seconds": s}.
 """
@@ -27,7 +27,8 @@ class BoundSocket:
 
 
 def key_names(count, suffix):
-    kinds = ["user:%d:profile", "session/%08x", "cfg.flag.%d", "frag_%d_html"]
+    # Of fixed width: memcached merges the statistics of a prefix with those of a longer one that begins with it.
+    kinds = ["user:%04d:profile", "session/%08x", "cfg.flag.%04d", "frag_%04d_html"]
     return [(kinds[i % 4] % (i // 4 + 1)) + suffix for i in range(count)]
 
 

@@ -1,5 +1,11 @@
 //! What several tests share: fixtures, the program as its users run it, scenario text.
-#![allow(dead_code, unused_imports, missing_docs, unreachable_pub, reason = "each test binary uses its own part")]
+#![allow(
+    dead_code,
+    unused_imports,
+    missing_docs,
+    unreachable_pub,
+    reason = "each test binary uses its own part"
+)]
 
 pub mod exact;
 pub mod scenario;
@@ -48,7 +54,16 @@ pub fn succeed(command: &mut Command) -> Output {
 /// `memtap replay FILE -w all -k 0 --clients-per-key 0 -o jsonl` with further arguments: one object per target.
 pub fn replay_all(recording: &Path, arguments: &[&str]) -> Vec<Value> {
     let mut command = memtap();
-    command.arg("replay").arg(recording).args(["-w", "all", "-k", "0", "--clients-per-key", "0", "-o", "jsonl"]);
+    command.arg("replay").arg(recording).args([
+        "-w",
+        "all",
+        "-k",
+        "0",
+        "--clients-per-key",
+        "0",
+        "-o",
+        "jsonl",
+    ]);
     let output = succeed(command.args(arguments));
     String::from_utf8(output.stdout)
         .expect("JSON Lines are UTF-8")

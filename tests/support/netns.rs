@@ -2,6 +2,8 @@
 //!
 //! Traffic never leaves the namespaces made here. The only `unsafe` of the tests is in this file.
 
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -40,6 +42,13 @@ impl Namespace {
         let mut all = vec!["-n", &self.name];
         all.extend(arguments.split_whitespace());
         run_ip(&all).unwrap_or_else(|reason| panic!("{reason}"));
+    }
+
+    /// A program to be started in the namespace.
+    pub(crate) fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.name, program]);
+        command
     }
 
     /// Calls `body` on a thread in the namespace. What it opens stays there, whoever uses it later.

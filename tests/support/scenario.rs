@@ -86,7 +86,9 @@ pub fn read(text: &str) -> Scenario {
     for (index, line) in script.lines().enumerate() {
         let line = line.trim_start();
         if !line.is_empty() && !line.starts_with('#') {
-            builder.line(line).unwrap_or_else(|| panic!("scenario line {} not understood: {line}", index + 1));
+            builder
+                .line(line)
+                .unwrap_or_else(|| panic!("scenario line {} not understood: {line}", index + 1));
         }
     }
     Scenario { frames: builder.frames, expected: expected.to_string(), script: script.to_string() }
@@ -264,7 +266,9 @@ pub fn unescape(text: &str) -> Option<Vec<u8>> {
                 'r' => bytes.push(b'\r'),
                 'n' => bytes.push(b'\n'),
                 '0' => bytes.push(0),
-                'x' => bytes.push(u8::from_str_radix(&format!("{}{}", chars.next()?, chars.next()?), 16).ok()?),
+                'x' => {
+                    bytes.push(u8::from_str_radix(&format!("{}{}", chars.next()?, chars.next()?), 16).ok()?)
+                }
                 other => bytes.push(u8::try_from(other).ok()?),
             },
             '{' => {

@@ -269,7 +269,11 @@ pub const ENCAPSULATIONS: [&str; 15] = [
 /// # Panics
 /// On a name that is not in [`ENCAPSULATIONS`].
 pub fn encapsulate(frames: &[Frame], name: &str) -> Vec<Frame> {
-    frames.iter().enumerate().map(|(i, frame)| with_bytes(frame, encapsulated(&frame.bytes, i as u32, name))).collect()
+    frames
+        .iter()
+        .enumerate()
+        .map(|(i, frame)| with_bytes(frame, encapsulated(&frame.bytes, i as u32, name)))
+        .collect()
 }
 
 fn encapsulated(d: &[u8], index: u32, name: &str) -> Vec<u8> {
@@ -404,9 +408,11 @@ pub fn tiny_segments(frames: &[Frame], size: usize) -> Vec<Frame> {
             Some(tcp) if tcp.payload.len() > size && tcp.flags & 0x07 == 0 => {
                 let payload = &frame.bytes[tcp.payload.clone()];
                 let pieces = payload.chunks(size).enumerate();
-                out.extend(pieces.map(|(i, piece)| {
-                    resent(frame, &tcp, tcp.seq.wrapping_add((i * size) as u32), piece)
-                }));
+                out.extend(
+                    pieces.map(|(i, piece)| {
+                        resent(frame, &tcp, tcp.seq.wrapping_add((i * size) as u32), piece)
+                    }),
+                );
             }
             _ => out.push(frame.clone()),
         }
