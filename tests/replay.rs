@@ -5,8 +5,13 @@
 
 mod support;
 
+use memtap::capture::pcap::Recording;
+use memtap::capture::{LinkType, Packet};
+use memtap::model::{Command, Outcome};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use support::exact::{Exact, run_frames};
+use support::scenario::Frame;
 use support::{figure, fixture, replay_all, truth};
 
 /// `commands.NAME.OUTCOME` summed over names.
@@ -41,45 +46,117 @@ fn server_counters(report: &Value) -> BTreeMap<&'static str, i64> {
     ])
 }
 
-/// Counters that differ, except those that `known` names with the difference that the recording's own nature explains.
+/// Counters whose commands may be sent without asking for an answer: the outcomes that were not seen are among these, and only the sum
+/// can be compared.
+const SPLITS: [(&[&str], &[&str]); 6] = [
+    (&["get", "gets", "mg"], &["get_hits", "get_misses"]),
+    (&["delete", "md"], &["delete_hits", "delete_misses"]),
+    (&["incr", "ma"], &["incr_hits", "incr_misses"]),
+    (&["decr", "ma_decr"], &["decr_hits", "decr_misses"]),
+    (&["touch", "gat", "gats", "mg_touch"], &["touch_hits", "touch_misses"]),
+    (&["cas"], &["cas_hits", "cas_badval", "cas_misses"]),
+];
+
+/// Counters that differ, except those that `known` names with the difference (ours less memcached's) that the recording's own
+/// nature explains.
 fn differing_counters(report: &Value, truth: &Value, known: &[(&str, i64)]) -> Vec<String> {
-    server_counters(report)
-        .into_iter()
-        .filter_map(|(name, ours)| {
+    let ours = server_counters(report);
+    let unseen_of = |name: &str| {
+        let split = SPLITS.iter().find(|(_, counters)| counters.contains(&name));
+        split.map_or(0, |(commands, _)| sum(report, commands, "unseen"))
+    };
+    let explained =
+        |name: &str| known.iter().find(|(known, _)| *known == name).map_or(0, |&(_, difference)| difference);
+    let mut differing: Vec<String> = ours
+        .iter()
+        .filter_map(|(&name, &ours)| {
             let theirs = figure(truth, &["stats_delta", name]);
-            let explained =
-                known.iter().find(|(known, _)| *known == name).map_or(0, |&(_, difference)| difference);
-            (ours - theirs != explained).then(|| format!("{name}: ours {ours}, memcached's {theirs}"))
+            let agrees =
+                (ours - explained(name)..=ours - explained(name) + unseen_of(name)).contains(&theirs);
+            (!agrees)
+                .then(|| format!("{name}: ours {ours} and {} unseen, memcached's {theirs}", unseen_of(name)))
         })
-        .collect()
+        .collect();
+    for (commands, counters) in SPLITS {
+        let ours: i64 = counters.iter().map(|name| ours[name] - explained(name)).sum();
+        let theirs: i64 = counters.iter().map(|name| figure(truth, &["stats_delta", name])).sum();
+        let unseen = sum(report, commands, "unseen");
+        // An unseen request may have ended in an error, which memcached counts nowhere.
+        if !(ours..=ours + unseen).contains(&theirs) {
+            differing.push(format!("{counters:?}: ours {ours} and {unseen} unseen, memcached's {theirs}"));
+        }
+    }
+    differing
 }
 
-/// get/hit/set/del per key as in `stats detail dump`, where keys lose their final `~`.
-fn details(report: &Value) -> BTreeMap<String, [i64; 4]> {
-    let rows = report["hot_keys"].as_array().expect("hot_keys is a list");
-    rows.iter()
-        .filter_map(|row| {
-            let key = row["key"].as_str()?.strip_suffix('~')?.to_string();
-            let counts = ["gets", "hits", "stores", "deletes"].map(|name| figure(row, &[name]));
-            Some((key, counts)).filter(|(_, counts)| counts.iter().sum::<i64>() > 0)
-        })
-        .collect()
+/// get/hit/set/del per key as in `stats detail dump`, where keys lose their final `~`, and, apart, what can be among gets and hits
+/// there: binary touches (text ones are not, and meta commands are not at all), and hits whose answer was not seen.
+fn details(name: &str) -> BTreeMap<String, ([i64; 4], [i64; 2])> {
+    let exact = exact(name);
+    let mut details: BTreeMap<String, ([i64; 4], [i64; 2])> = BTreeMap::new();
+    for ((_, key, command), outcomes) in &exact.outcomes {
+        let command = Command::ALL[usize::from(*command)];
+        let Some(key) = String::from_utf8_lossy(key).strip_suffix('~').map(str::to_string) else { continue };
+        let requests = outcomes.iter().sum::<u64>() as i64;
+        let hits = outcomes[Outcome::Hit.index()] as i64;
+        let is_meta = speaks_meta(name) || key.starts_with("MM/");
+        let (counts, more) = details.entry(key).or_default();
+        match command {
+            Command::Get | Command::Gets | Command::Gat | Command::Gats => {
+                counts[0] += requests;
+                counts[1] += hits;
+                more[1] += outcomes[Outcome::Unseen.index()] as i64;
+            }
+            Command::Set | Command::Add | Command::Replace | Command::Append | Command::Prepend => {
+                counts[2] += requests
+            }
+            // `ms` with a compare value stands under `cas` as well, and is told from it by its protocol only.
+            Command::Cas if !is_meta => counts[2] += requests,
+            Command::Delete => counts[3] += requests,
+            Command::Touch => {
+                more[0] += requests;
+                more[1] += hits;
+            }
+            _ => {}
+        }
+    }
+    details
+}
+
+fn speaks_meta(name: &str) -> bool {
+    name.contains("meta")
+}
+
+fn exact(name: &str) -> Exact {
+    let mut recording = Recording::open(fixture(&format!("{name}.pcap.zst"))).expect("the recording opens");
+    let mut frames = Vec::new();
+    while let Some(packet) = recording.next_packet().expect("the recording is whole") {
+        let Packet { timestamp, bytes, wire_bytes, .. } = packet;
+        frames.push(Frame { timestamp, bytes: bytes.to_vec(), wire_bytes });
+    }
+    run_frames(&frames, LinkType::Ethernet)
 }
 
 fn server_details(truth: &Value) -> BTreeMap<String, [i64; 4]> {
     let keys = truth["stats_detail_per_key"].as_object().expect("stats_detail_per_key is an object");
     keys.iter()
         .map(|(key, counts)| (key.clone(), ["get", "hit", "set", "del"].map(|name| figure(counts, &[name]))))
-        .filter(|(_, counts)| counts.iter().sum::<i64>() > 0)
         .collect()
 }
 
-fn differing_keys(report: &Value, truth: &Value) -> Vec<String> {
-    let (ours, theirs) = (details(report), server_details(truth));
+fn differing_keys(name: &str, truth: &Value) -> Vec<String> {
+    let (ours, theirs) = (details(name), server_details(truth));
     let keys: std::collections::BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
     keys.into_iter()
-        .filter(|key| ours.get(*key) != theirs.get(*key))
-        .map(|key| format!("{key}: ours {:?}, memcached's {:?}", ours.get(key), theirs.get(key)))
+        .filter_map(|key| {
+            let (counts, touches) = ours.get(key).copied().unwrap_or_default();
+            let server = theirs.get(key).copied().unwrap_or_default();
+            let agrees =
+                |index: usize, slack: i64| (counts[index]..=counts[index] + slack).contains(&server[index]);
+            let equal = agrees(0, touches[0]) && agrees(1, touches[1]) && agrees(2, 0) && agrees(3, 0);
+            (!equal)
+                .then(|| format!("{key}: ours {counts:?} and touches {touches:?}, memcached's {server:?}"))
+        })
         .collect()
 }
 
@@ -98,40 +175,12 @@ fn only(reports: Vec<Value>) -> Value {
     reports.into_iter().next().unwrap()
 }
 
-/// As [`check`], for a client whose writes ask for no answer: of these, hits and misses (and stored, exists, not found) have no
-/// known outcome on the wire, and their requests must equal what memcached counted in all.
-#[track_caller]
-fn check_with_noreply(name: &str) -> Value {
-    let truth = truth(name);
-    let report = only(replay_all(&fixture(&format!("{name}.pcap.zst")), &["-t", "*:11211"]));
-    let requests = |commands: &[&str]| sum(&report, commands, "requests");
-    let theirs =
-        |names: &[&str]| names.iter().map(|name| figure(&truth, &["stats_delta", name])).sum::<i64>();
-    assert_eq!(requests(&["delete"]), theirs(&["delete_hits", "delete_misses"]));
-    assert_eq!(requests(&["incr"]), theirs(&["incr_hits", "incr_misses"]));
-    assert_eq!(requests(&["decr"]), theirs(&["decr_hits", "decr_misses"]));
-    assert_eq!(requests(&["cas"]), theirs(&["cas_hits", "cas_badval", "cas_misses"]));
-    let split = [
-        "delete_hits",
-        "delete_misses",
-        "incr_hits",
-        "incr_misses",
-        "decr_hits",
-        "decr_misses",
-        "cas_hits",
-        "cas_badval",
-        "cas_misses",
-    ];
-    let known: Vec<(&str, i64)> = split.map(|name| (name, -theirs(&[name]))).to_vec();
-    check(name, &known)
-}
-
 #[track_caller]
 fn check(name: &str, known: &[(&str, i64)]) -> Value {
     let truth = truth(name);
     let report = only(replay_all(&fixture(&format!("{name}.pcap.zst")), &["-t", "*:11211"]));
     let counters = differing_counters(&report, &truth, known);
-    let keys = differing_keys(&report, &truth);
+    let keys = differing_keys(name, &truth);
     assert!(
         counters.is_empty() && keys.is_empty(),
         "{name}: counters {counters:#?}\n{} keys differ, the first of them {:#?}\nloss {}\ncommands {}",
@@ -140,19 +189,21 @@ fn check(name: &str, known: &[(&str, i64)]) -> Value {
         report["loss"],
         report["commands"]
     );
-    assert_eq!(
-        [figure(&report, &["bytes_in"]), figure(&report, &["bytes_out"])],
-        server_payload(&truth),
-        "{name}"
-    );
+    check_payload(name, &report, &truth);
     report
 }
 
-/// Mutations of which the server was told to say nothing: hits and misses together are known, not which.
-#[test]
-fn php_noreply_equals_memcached() {
-    let report = check_with_noreply("clients/php_noreply");
-    assert_eq!(figure(&report, &["commands", "set", "stored"]), 0, "everything was noreply");
+/// Payload bytes equal memcached's to the byte; it counts the eight bytes of UDP frame headers too, and not what other threads than
+/// the connection's write (dumps, log streams).
+fn check_payload(name: &str, report: &Value, truth: &Value) {
+    let ours = [figure(report, &["bytes_in"]), figure(report, &["bytes_out"])];
+    let theirs = server_payload(truth);
+    for (ours, theirs) in ours.into_iter().zip(theirs) {
+        let headers = theirs - ours;
+        let is_udp = headers % 8 == 0 && headers > 0 && headers / 8 <= figure(report, &["loss", "packets"]);
+        let is_stream = name == "extra/raw_admin" && ours > theirs;
+        assert!(headers == 0 || is_udp || is_stream, "{name}: ours {ours}, memcached's {theirs}");
+    }
 }
 
 macro_rules! equals_memcached {
@@ -163,4 +214,16 @@ macro_rules! equals_memcached {
 
 equals_memcached! {
     pymemcache_text "clients/pymemcache_text_v4" [];
+    php_noreply "clients/php_noreply" [];
+    bmemcached_binary "clients/bmemcached_bin" [("decr_hits", -7)];
+    meta_memcache "clients/metamemcache_meta_nooffload" [("incr_hits", 2)];
+    async_memcached_meta "clients/rust_async_meta" [];
+    five_clients_at_once "clients/base_small_nooffload" [("incr_hits", 1)];
+    loopback_with_udp "extra/lo" [("incr_hits", 22)];
+    binary_with_every_quiet_opcode "extra/raw_bin" [("incr_hits", 25)];
+    connections_that_reuse_their_ports "extra/raw_churn_portreuse" [];
+    administration "extra/raw_admin" [];
+    udp "extra/raw_udp" [];
+    tagged_packets "extra/vlan123" [("incr_hits", 19)];
+    over_long_keys "extra/quirk_raw_text_nooffload" [];
 }

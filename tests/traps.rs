@@ -72,6 +72,11 @@ fn loss_of_a_tenth_of_a_percent() {
 }
 
 #[test]
+fn loss_of_one_percent() {
+    check_lossy(&t::drop_random(&base().0, 0.01, 3), ETHERNET, 0.982, 0.89);
+}
+
+#[test]
 fn loss_in_bursts() {
     check_lossy(&t::drop_bursts(&base().0, 5), ETHERNET, 0.974, 0.969);
 }
@@ -97,6 +102,11 @@ fn every_frame_again_behind_a_router() {
 }
 
 #[test]
+fn reordered() {
+    check_lossy(&t::reorder(&base().0, 7), ETHERNET, 1.0, 0.9998);
+}
+
+#[test]
 fn one_direction_only_requests() {
     let (frames, base) = base();
     let found = run_frames(&t::one_way(frames, true), ETHERNET);
@@ -104,6 +114,16 @@ fn one_direction_only_requests() {
     let tcp_gets = found.count(&GETS, None) as f64 / base.count(&GETS, None) as f64;
     assert!(tcp_gets > 0.99, "gets counted {tcp_gets:.4}");
     assert_eq!(found.count(&GETS, Some(Outcome::Hit)) + found.count(&GETS, Some(Outcome::Miss)), 0);
+}
+
+#[test]
+fn one_direction_only_responses() {
+    let (frames, base) = base();
+    let found = run_frames(&t::one_way(frames, false), ETHERNET);
+    assert!(found.forged_keys(base).is_empty());
+    let hits = found.count(&GETS, Some(Outcome::Hit)) as f64 / base.count(&GETS, Some(Outcome::Hit)) as f64;
+    assert!(hits > 0.4 && hits <= 1.0, "hits known {hits:.4}: those of text and of GETK name their key");
+    assert_eq!(found.count(&GETS, Some(Outcome::Miss)), 0);
 }
 
 #[test]
@@ -156,6 +176,11 @@ fn keepalives_retransmissions_overlaps() {
 #[test]
 fn tiny_segments() {
     check_exact(&t::tiny_segments(&base().0, 7), ETHERNET);
+}
+
+#[test]
+fn big_tcp() {
+    check_exact(&t::big_tcp(&base().0), ETHERNET);
 }
 
 #[test]
