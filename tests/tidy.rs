@@ -63,7 +63,9 @@ fn stages_import_only_what_lies_before_them() {
             let text = fs::read_to_string(&path).unwrap();
             for (number, line) in code_lines(&text) {
                 for other in &forbidden {
-                    if line.contains(&format!("crate::{other}::")) || line.contains(&format!("crate::{other};")) {
+                    if line.contains(&format!("crate::{other}::"))
+                        || line.contains(&format!("crate::{other};"))
+                    {
                         wrong.push(format!("{}:{number} imports {other}: {}", relative(&path), line.trim()));
                     }
                 }
@@ -98,8 +100,10 @@ fn unsafe_stays_in_its_files() {
 #[test]
 fn nothing_unfinished_and_no_stray_prints() {
     // Spelled in two halves so that this list does not find itself.
-    let marks: Vec<String> =
-        [("TO", "DO"), ("FIX", "ME"), ("XX", "X"), ("HA", "CK")].iter().map(|(a, b)| format!("{a}{b}")).collect();
+    let marks: Vec<String> = [("TO", "DO"), ("FIX", "ME"), ("XX", "X"), ("HA", "CK")]
+        .iter()
+        .map(|(a, b)| format!("{a}{b}"))
+        .collect();
     let prints = ["println!", "eprintln!", "print!", "eprint!", "dbg!"];
     let mut wrong = Vec::new();
     for folder in ["src", "tests", "benches"] {

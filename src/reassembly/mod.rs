@@ -49,6 +49,9 @@ pub struct StreamBytes<'a> {
     /// Position in the other direction's stream up to which the sender of this segment had received when it sent
     /// it. An answer cannot acknowledge less than the request that it answers.
     pub acknowledged: u32,
+    /// In addition to `idle`: the server's last seen data segment acknowledged exactly the sequence number of this segment,
+    /// or no server data has been seen at all: both sides agree that nothing is outstanding.
+    pub quiescent: bool,
 }
 
 /// The parser's answer to [`StreamEvent::Bytes`].
