@@ -17,6 +17,8 @@ mod transaction;
 #[cfg(test)]
 mod conversation;
 #[cfg(test)]
+mod loss_tests;
+#[cfg(test)]
 mod text_tests;
 
 use crate::model::{Command, Outcome, Timestamp};

@@ -228,7 +228,7 @@ fn bodies_are_never_searched() {
             c("get k\n"),
             s(&format!("VALUE k 0 {length}\n{forged}\nEND\n")),
         ],
-        "set k stored 65/8
+        "set k stored 63/8
          get k hit 7/68",
     );
 }
