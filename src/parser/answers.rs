@@ -147,10 +147,11 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
         while first != NONE && passed <= self.limits.lookahead_max {
             let request = self.queue.request(first);
             let open = request.traits.has(Traits::OPEN);
-            if request.reply == Reply::Values && !open {
-                if let Some(slot) = self.find_key_in(first, first, key) {
-                    return self.is_acknowledged(first, false).then_some((first, slot));
-                }
+            if request.reply == Reply::Values
+                && !open
+                && let Some(slot) = self.find_key_in(first, first, key)
+            {
+                return self.is_acknowledged(first, false).then_some((first, slot));
             }
             passed += u32::from(!request.traits.has(Traits::QUIET));
             first = self.queue.next_request(first);

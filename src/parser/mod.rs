@@ -15,9 +15,15 @@ mod token;
 mod transaction;
 
 #[cfg(test)]
+mod binary_tests;
+#[cfg(test)]
 mod conversation;
 #[cfg(test)]
 mod loss_tests;
+#[cfg(test)]
+mod meta_tests;
+#[cfg(test)]
+mod property_tests;
 #[cfg(test)]
 mod text_tests;
 

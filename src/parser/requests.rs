@@ -296,10 +296,10 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
             traits: Traits::default().with_if(first, Traits::OPEN),
             ..Request::EMPTY
         };
-        if let Some(slot) = self.push(request, key) {
-            if first {
-                self.connection.open = slot;
-            }
+        if let Some(slot) = self.push(request, key)
+            && first
+        {
+            self.connection.open = slot;
         }
     }
 

@@ -182,10 +182,10 @@ pub(super) fn parse_answer(line: &[u8]) -> Answer<'_> {
         b"" => return Answer::Empty,
         _ => {}
     }
-    if line.len() == 2 || line.get(2) == Some(&b' ') {
-        if let Some(answer) = meta::parse_answer(line) {
-            return Answer::Meta(answer);
-        }
+    if matches!(line.get(2), None | Some(b' '))
+        && let Some(answer) = meta::parse_answer(line)
+    {
+        return Answer::Meta(answer);
     }
     parse_rare_answer(line)
 }
@@ -311,7 +311,8 @@ fn judge_refusal(request: &Request, key: &[u8], refusal: Refusal, item_size_max:
     let quiet = request.traits.has(Traits::QUIET);
     let possible = match refusal {
         Refusal::Plain | Refusal::Client => invalid || !quiet,
-        Refusal::BadChunk => stores,
+        // Also said of a length that is no number.
+        Refusal::BadChunk => stores || invalid,
         Refusal::NonNumeric => counts,
         Refusal::TooLarge => {
             stores && (!quiet || is_too_large(request.extra, key.len(), false, item_size_max))

@@ -316,10 +316,8 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
     /// Appends a slot. When there is no room, everything outstanding is given up, for the answers can no longer be paired.
     pub(super) fn push(&mut self, request: Request, key: &[u8]) -> Option<u32> {
         let full = self.connection.line.count >= self.limits.connection_requests_max;
-        if !full {
-            if let Some(slot) = self.queue.push(&mut self.connection.line, request, key) {
-                return Some(slot);
-            }
+        if !full && let Some(slot) = self.queue.push(&mut self.connection.line, request, key) {
+            return Some(slot);
         }
         self.anomalies.add(Anomaly::RequestShed, u64::from(self.connection.line.count) + 1);
         self.connection.server_lost = true;
