@@ -9,7 +9,7 @@ use crate::capture::{Datagram, Decoded, Packet, Segment};
 use crate::model::{Endpoint, FlowTuple, TargetId, Timestamp, Transport};
 use crate::network::Network;
 use crate::parser::Observation;
-use crate::parser::transaction::{Connection, ParserLimits, Transactions};
+use crate::parser::{Connection, ParserLimits, Transactions};
 use crate::reassembly::datagram::DatagramTable;
 use crate::reassembly::flow::{FlowTable, Orientation};
 use crate::reassembly::limits::ReassemblyLimits;

@@ -1,338 +1,325 @@
-//! The binary protocol (memcached `protocol_binary.h`, `proto_bin.c`): opcodes, statuses, pairing by opcode, opaque and key.
+//! Binary protocol: request and response headers, and how an answer fits a request.
 //!
-//! Many clients send opaque 0 on everything, so the opaque alone names no request: the first in order whose opcode, opaque and, where the
-//! answer carries one, key agree is the one. Quiet requests before it were silent.
+//! Sources: `protocol_binary.h` and `proto_bin.c`. A frame is always 24 + body length bytes, so its end is known from its
+//! header alone; only extras and key are looked at.
 
-use super::Observation;
-use super::queue::{Answer, KEY_BYTES_MAX, Request};
-use super::text::{VALUE_BYTES_MAX, acknowledges};
-use super::transaction::{Connection, Framing, Sink, Transactions, emit_request, emit_silent, unmatched};
-use crate::anomaly::Anomaly;
+use super::command::Head;
+use super::queue::{KEY_MAX, Reply, Request, Traits};
 use crate::model::{Command, Outcome};
-use crate::parser::ObservationNotes;
-use crate::reassembly::{Demand, StreamBytes};
 
+/// First byte of a request.
+pub(super) const REQUEST_MAGIC: u8 = 0x80;
+/// First byte of a response.
+pub(super) const RESPONSE_MAGIC: u8 = 0x81;
 const HEADER_BYTES: usize = 24;
-const MAGIC_REQUEST: u8 = 0x80;
-const MAGIC_RESPONSE: u8 = 0x81;
-/// An increment with this expiry does not create a missing item.
+/// An arithmetic request with this expiry never creates its item.
 const NEVER_CREATE: u32 = u32::MAX;
 
-/// What is known of an opcode.
-#[derive(Clone, Copy, Debug)]
-struct Operation {
+const GETK: u8 = 0x0c;
+const GETKQ: u8 = 0x0d;
+const GATK: u8 = 0x23;
+const GATKQ: u8 = 0x24;
+const STAT: u8 = 0x10;
+
+/// Whether the request is a retrieval that is silent on a miss, rather than a change that is silent on success.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Keyless,
+    Retrieval,
+    Storage,
+    Deletion,
+    Arithmetic,
+    Touch,
+}
+
+/// What is known about an opcode. A new one is one line in [`find_opcode`].
+#[derive(Clone, Copy)]
+struct Opcode {
     command: Command,
-    is_quiet: bool,
-    /// Lengths of the extras that a request may have.
-    extras: &'static [u8],
-    has_key: bool,
+    kind: Kind,
+    quiet: bool,
+    /// Length of a request's extras.
+    extras: u8,
 }
 
-/// The one table of opcodes; none for those that memcached answers with "unknown command".
-fn operation(opcode: u8) -> Option<Operation> {
-    use Command::{
-        Add, Append, Decr, Delete, FlushAll, Gat, Get, Incr, Noop, Prepend, Quit, Replace, Sasl, Set, Stat,
-        Touch, Version,
-    };
-    let (command, is_quiet, extras, has_key): (Command, bool, &[u8], bool) = match opcode {
-        0x00 | 0x0c => (Get, false, &[0], true),
-        0x09 | 0x0d => (Get, true, &[0], true),
-        0x01 => (Set, false, &[8], true),
-        0x11 => (Set, true, &[8], true),
-        0x02 => (Add, false, &[8], true),
-        0x12 => (Add, true, &[8], true),
-        0x03 => (Replace, false, &[8], true),
-        0x13 => (Replace, true, &[8], true),
-        0x04 => (Delete, false, &[0], true),
-        0x14 => (Delete, true, &[0], true),
-        0x05 => (Incr, false, &[20], true),
-        0x15 => (Incr, true, &[20], true),
-        0x06 => (Decr, false, &[20], true),
-        0x16 => (Decr, true, &[20], true),
-        0x07 => (Quit, false, &[0], false),
-        0x17 => (Quit, true, &[0], false),
-        0x08 => (FlushAll, false, &[0, 4], false),
-        0x18 => (FlushAll, true, &[0, 4], false),
-        0x0a => (Noop, false, &[0], false),
-        0x0b => (Version, false, &[0], false),
-        0x0e => (Append, false, &[0], true),
-        0x19 => (Append, true, &[0], true),
-        0x0f => (Prepend, false, &[0], true),
-        0x1a => (Prepend, true, &[0], true),
-        0x10 => (Stat, false, &[0], false),
-        0x1c => (Touch, false, &[4], true),
-        0x1d | 0x23 => (Gat, false, &[4], true),
-        0x1e | 0x24 => (Gat, true, &[4], true),
-        0x20..=0x22 => (Sasl, false, &[0], false),
+const fn opcode(command: Command, kind: Kind, extras: u8) -> Opcode {
+    Opcode { command, kind, quiet: false, extras }
+}
+
+const fn quiet(command: Command, kind: Kind, extras: u8) -> Opcode {
+    Opcode { command, kind, quiet: true, extras }
+}
+
+const fn find_opcode(code: u8) -> Option<Opcode> {
+    use Kind::{Arithmetic, Deletion, Keyless, Retrieval, Storage, Touch};
+    Some(match code {
+        0x00 | GETK => opcode(Command::Get, Retrieval, 0),
+        0x09 | GETKQ => quiet(Command::Get, Retrieval, 0),
+        0x1d | GATK => opcode(Command::Gat, Retrieval, 4),
+        0x1e | GATKQ => quiet(Command::Gat, Retrieval, 4),
+        0x01 => opcode(Command::Set, Storage, 8),
+        0x11 => quiet(Command::Set, Storage, 8),
+        0x02 => opcode(Command::Add, Storage, 8),
+        0x12 => quiet(Command::Add, Storage, 8),
+        0x03 => opcode(Command::Replace, Storage, 8),
+        0x13 => quiet(Command::Replace, Storage, 8),
+        0x0e => opcode(Command::Append, Storage, 0),
+        0x19 => quiet(Command::Append, Storage, 0),
+        0x0f => opcode(Command::Prepend, Storage, 0),
+        0x1a => quiet(Command::Prepend, Storage, 0),
+        0x04 => opcode(Command::Delete, Deletion, 0),
+        0x14 => quiet(Command::Delete, Deletion, 0),
+        0x05 => opcode(Command::Incr, Arithmetic, 20),
+        0x15 => quiet(Command::Incr, Arithmetic, 20),
+        0x06 => opcode(Command::Decr, Arithmetic, 20),
+        0x16 => quiet(Command::Decr, Arithmetic, 20),
+        0x1c => opcode(Command::Touch, Touch, 4),
+        0x07 => opcode(Command::Quit, Keyless, 0),
+        0x17 => quiet(Command::Quit, Keyless, 0),
+        0x08 => opcode(Command::FlushAll, Keyless, 4),
+        0x18 => quiet(Command::FlushAll, Keyless, 4),
+        0x0a => opcode(Command::Noop, Keyless, 0),
+        0x0b => opcode(Command::Version, Keyless, 0),
+        STAT => opcode(Command::Stat, Keyless, 0),
+        0x1b => opcode(Command::Verbosity, Keyless, 4),
+        0x20..=0x22 => opcode(Command::Sasl, Keyless, 0),
         _ => return None,
-    };
-    Some(Operation { command, is_quiet, extras, has_key })
+    })
 }
 
-/// The header of a request or a response.
+/// Whether an answer to this opcode names the key.
+const fn names_key(code: u8) -> bool {
+    matches!(code, GETK | GETKQ | GATK | GATKQ)
+}
+
+/// The fields of a header that we need, in host order.
 #[derive(Clone, Copy, Debug)]
 struct Header {
     opcode: u8,
     key_bytes: usize,
     extras_bytes: usize,
+    data_type: u8,
     status: u16,
     body_bytes: u64,
     opaque: u32,
     cas: u64,
 }
 
-impl Header {
-    /// The header at the start of `bytes`, which has at least its length; none when it contradicts itself.
-    fn read(bytes: &[u8], magic: u8) -> Option<Header> {
-        let header: &[u8; HEADER_BYTES] = bytes.first_chunk()?;
-        let be16 = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
-        let be32 =
-            |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-        let read = Header {
-            opcode: header[1],
-            key_bytes: usize::from(be16(2)),
-            extras_bytes: usize::from(header[4]),
-            status: be16(6),
-            body_bytes: u64::from(be32(8)),
-            opaque: be32(12),
-            cas: (u64::from(be32(16)) << 32) | u64::from(be32(20)),
-        };
-        let fits = (read.key_bytes + read.extras_bytes) as u64 <= read.body_bytes;
-        let is_sane =
-            header[0] == magic && header[5] == 0 && fits && read.body_bytes <= VALUE_BYTES_MAX + 1024;
-        (is_sane && read.key_bytes <= KEY_BYTES_MAX).then_some(read)
+fn parse_header(bytes: &[u8]) -> Option<Header> {
+    let header: &[u8; HEADER_BYTES] = bytes.get(..HEADER_BYTES)?.try_into().ok()?;
+    let [_, opcode, k0, k1, extras, data_type, s0, s1, b0, b1, b2, b3, o0, o1, o2, o3, cas @ ..] = *header;
+    Some(Header {
+        opcode,
+        key_bytes: usize::from(u16::from_be_bytes([k0, k1])),
+        extras_bytes: usize::from(extras),
+        data_type,
+        status: u16::from_be_bytes([s0, s1]),
+        body_bytes: u64::from(u32::from_be_bytes([b0, b1, b2, b3])),
+        opaque: u32::from_be_bytes([o0, o1, o2, o3]),
+        cas: u64::from_be_bytes(cas),
+    })
+}
+
+/// What the front of a stream holds.
+pub(super) enum Parsed<T> {
+    /// A message whose head takes so many bytes.
+    Message(T, usize),
+    /// Not enough bytes yet.
+    Incomplete,
+    /// No message of this protocol.
+    Foreign,
+}
+
+/// Reads the head of a request.
+pub(super) fn parse_request(bytes: &[u8]) -> Parsed<Head<'_>> {
+    if bytes.first().is_some_and(|&magic| magic != REQUEST_MAGIC) {
+        return Parsed::Foreign;
+    }
+    let Some(header) = parse_header(bytes) else {
+        return Parsed::Incomplete;
+    };
+    let prefix = header.key_bytes + header.extras_bytes;
+    if (prefix as u64) > header.body_bytes || header.key_bytes > KEY_MAX || header.data_type != 0 {
+        return Parsed::Foreign;
+    }
+    let frame = Head {
+        opaque: header.opaque,
+        opcode: header.opcode,
+        body: header.body_bytes,
+        ..Head::keyless(Command::Unknown, Reply::Binary)
+    };
+    let Some(known) = find_opcode(header.opcode) else {
+        return Parsed::Message(frame, HEADER_BYTES);
+    };
+    if known.kind == Kind::Keyless {
+        let traits = Traits::default().with_if(known.quiet, Traits::QUIET);
+        return Parsed::Message(Head { command: known.command, traits, ..frame }, HEADER_BYTES);
+    }
+    if header.extras_bytes != usize::from(known.extras) || header.key_bytes == 0 {
+        return Parsed::Foreign;
+    }
+    let used = HEADER_BYTES + prefix;
+    let Some(head) = bytes.get(HEADER_BYTES..used) else {
+        return Parsed::Incomplete;
+    };
+    let (extras, key) = head.split_at(header.extras_bytes);
+    let compares = header.cas != 0;
+    let command = match known.command {
+        Command::Set | Command::Replace if compares => Command::Cas,
+        other => other,
+    };
+    let initial = initial_value(extras);
+    let traits = Traits::default()
+        .with_if(known.quiet, Traits::QUIET)
+        .with_if(compares, Traits::COMPARES)
+        .with_if(initial.is_some(), Traits::VIVIFY)
+        .with_if(names_key(header.opcode), Traits::WANTS_KEY)
+        .with_if(known.kind == Kind::Storage, Traits::STORES);
+    let body = header.body_bytes - prefix as u64;
+    let extra = initial.unwrap_or(if known.kind == Kind::Storage { body } else { 0 });
+    Parsed::Message(Head { command, key, traits, body, extra, ..frame }, used)
+}
+
+/// The value with which an arithmetic request creates its item, if it may. No other request has twenty bytes of extras.
+fn initial_value(extras: &[u8]) -> Option<u64> {
+    let extras: &[u8; 20] = extras.try_into().ok()?;
+    let [_, _, _, _, _, _, _, _, initial @ .., e0, e1, e2, e3] = *extras;
+    (u32::from_be_bytes([e0, e1, e2, e3]) != NEVER_CREATE).then(|| u64::from_be_bytes(initial))
+}
+
+/// The head of a response.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Response<'a> {
+    pub(super) opcode: u8,
+    pub(super) opaque: u32,
+    pub(super) status: u16,
+    /// Bytes of the frame after the used ones.
+    pub(super) body: u64,
+    /// Only where the opcode names its key.
+    pub(super) key: Option<&'a [u8]>,
+    /// The result of an arithmetic request.
+    pub(super) number: Option<u64>,
+    /// Neither key nor value: ends a series of `STAT` frames.
+    is_empty: bool,
+}
+
+/// Reads the head of a response.
+pub(super) fn parse_response(bytes: &[u8]) -> Parsed<Response<'_>> {
+    if bytes.first().is_some_and(|&magic| magic != RESPONSE_MAGIC) {
+        return Parsed::Foreign;
+    }
+    let Some(header) = parse_header(bytes) else {
+        return Parsed::Incomplete;
+    };
+    let prefix = header.key_bytes + header.extras_bytes;
+    if prefix as u64 > header.body_bytes || header.data_type != 0 || header.extras_bytes > 20 {
+        return Parsed::Foreign;
+    }
+    let with_key = names_key(header.opcode) && header.key_bytes > 0;
+    if with_key && header.key_bytes > KEY_MAX {
+        return Parsed::Foreign;
+    }
+    let arithmetic = matches!(find_opcode(header.opcode), Some(known) if known.kind == Kind::Arithmetic);
+    let with_number = arithmetic && header.status == 0 && header.body_bytes == 8;
+    let looked_at = match (with_key, with_number) {
+        (true, _) => prefix,
+        (_, true) => 8,
+        _ => 0,
+    };
+    let used = HEADER_BYTES + looked_at;
+    let Some(head) = bytes.get(HEADER_BYTES..used) else {
+        return Parsed::Incomplete;
+    };
+    let response = Response {
+        opcode: header.opcode,
+        opaque: header.opaque,
+        status: header.status,
+        body: header.body_bytes - looked_at as u64,
+        key: with_key.then(|| &head[header.extras_bytes..]),
+        number: if with_number { head.try_into().ok().map(u64::from_be_bytes) } else { None },
+        is_empty: header.body_bytes == 0,
+    };
+    Parsed::Message(response, used)
+}
+
+impl Response<'_> {
+    /// A hit that names its key.
+    pub(super) fn is_named_hit(&self) -> bool {
+        self.status == 0 && self.key.is_some()
     }
 
-    /// Header, extras and key: what has to be looked at.
-    fn head_bytes(&self) -> usize {
-        HEADER_BYTES + self.extras_bytes + self.key_bytes
-    }
-
-    /// Header and body.
-    fn wire_bytes(&self) -> u64 {
-        HEADER_BYTES as u64 + self.body_bytes
-    }
-
-    /// What is skipped behind the head: the value.
-    fn value_bytes(&self) -> u64 {
-        self.wire_bytes() - self.head_bytes() as u64
+    /// The command of a named hit.
+    pub(super) fn command(&self) -> Command {
+        find_opcode(self.opcode).map_or(Command::Unknown, |known| known.command)
     }
 }
 
-/// Whether bytes begin with a binary request beyond doubt: a header whose lengths are legal for its opcode and, as far as it is in
-/// sight, another behind it.
-pub(super) fn is_request(bytes: &[u8]) -> bool {
-    let mut rest = bytes;
-    for _ in 0..2 {
-        if rest.len() < HEADER_BYTES {
-            return rest.len() < bytes.len();
-        }
-        let Some(header) = Header::read(rest, MAGIC_REQUEST) else { return false };
-        let is_legal = operation(header.opcode).is_some_and(|operation| {
-            operation.extras.contains(&(header.extras_bytes as u8))
-                && (!operation.has_key || header.key_bytes > 0)
-                && header.status == 0
-        });
-        if !is_legal {
-            return false;
-        }
-        match usize::try_from(header.wire_bytes()).ok().and_then(|length| rest.get(length..)) {
-            Some([]) | None => return true,
-            Some(behind) => rest = behind,
+/// Whether `response` answers `request`, and whether it ends the answer: `None` no, `Some(None)` more comes.
+#[expect(
+    clippy::option_option,
+    reason = "the two levels are two questions, and the caller asks both at once"
+)]
+pub(super) fn judge(request: &Request, key: &[u8], response: &Response<'_>) -> Option<Option<Outcome>> {
+    if request.reply != Reply::Binary
+        || request.opcode != response.opcode
+        || request.opaque != response.opaque
+        || response.key.is_some_and(|named| named != key)
+    {
+        return None;
+    }
+    let Some(known) = find_opcode(request.opcode) else {
+        return Some(Some(Outcome::Error));
+    };
+    // A hit of GETK always names its key: without one it is another's.
+    if request.traits.has(Traits::WANTS_KEY) && response.status == 0 && response.key.is_none() {
+        return None;
+    }
+    if known.quiet {
+        let silent = if known.kind == Kind::Retrieval { 1 } else { 0 };
+        if response.status == silent {
+            return None;
         }
     }
-    true
+    if request.opcode == STAT && response.status == 0 && !response.is_empty {
+        return Some(None);
+    }
+    Some(Some(outcome_of(request, known, response)))
 }
 
-impl Transactions {
-    pub(super) fn binary_requests<E: FnMut(&Observation<'_>)>(
-        &mut self,
-        connection: &mut Connection,
-        bytes: &StreamBytes<'_>,
-        sink: &mut Sink<'_, E>,
-    ) -> Demand {
-        let data = bytes.bytes;
-        let mut at = 0;
-        while at < data.len() {
-            let rest = &data[at..];
-            if rest[0] != MAGIC_REQUEST {
-                // The server closes such a connection.
-                sink.anomalies.count(Anomaly::Resynchronised);
-                self.give_up_all(connection, sink);
-                return Demand::lost(data.len());
-            }
-            if rest.len() < HEADER_BYTES {
-                return Demand::used(at);
-            }
-            let Some(header) = Header::read(rest, MAGIC_REQUEST) else {
-                sink.anomalies.count(Anomaly::Resynchronised);
-                self.give_up_all(connection, sink);
-                return Demand::lost(data.len());
-            };
-            let head = header.head_bytes();
-            if rest.len() < head {
-                return Demand::used(at);
-            }
-            self.binary_request(connection, bytes, &header, &rest[HEADER_BYTES..head], at, sink);
-            at += head;
-            let skip = header.value_bytes();
-            if skip > 0 {
-                return Demand::skip(at, skip);
-            }
-        }
-        Demand::used(at)
-    }
-
-    fn binary_request<E: FnMut(&Observation<'_>)>(
-        &mut self,
-        connection: &mut Connection,
-        bytes: &StreamBytes<'_>,
-        header: &Header,
-        extras_and_key: &[u8],
-        at: usize,
-        sink: &mut Sink<'_, E>,
-    ) {
-        let (extras, key) = extras_and_key.split_at(header.extras_bytes);
-        let end = bytes.position.wrapping_add(at as u32).wrapping_add(header.wire_bytes() as u32);
-        let answer = Answer::Binary { opcode: header.opcode, opaque: header.opaque };
-        let known = operation(header.opcode);
-        let command = known.map_or(Command::Unknown, |known| match known.command {
-            Command::Set | Command::Replace if header.cas != 0 => Command::Cas,
-            command => command,
-        });
-        let mut request = Request::new(command, answer, end, bytes.timestamp);
-        request.request_bytes = header.wire_bytes();
-        request.value_bytes = header.value_bytes();
-        request.is_quiet = known.is_some_and(|known| known.is_quiet);
-        if known.is_some_and(|known| known.has_key) {
-            request.set_key(key);
-        }
-        if let (
-            Command::Incr | Command::Decr,
-            &[_, _, _, _, _, _, _, _, a, b, c, d, e, f, g, h, i, j, k, l],
-        ) = (command, extras)
-        {
-            let creates = u32::from_be_bytes([i, j, k, l]) != NEVER_CREATE;
-            request.initial = creates.then(|| u64::from_be_bytes([a, b, c, d, e, f, g, h]));
-        }
-        if command == Command::Quit && request.is_quiet {
-            emit_silent(&request, Outcome::Ok, sink);
-        } else {
-            self.push(connection, &request, sink);
-        }
-    }
-
-    pub(super) fn binary_responses<E: FnMut(&Observation<'_>)>(
-        &mut self,
-        connection: &mut Connection,
-        bytes: &StreamBytes<'_>,
-        sink: &mut Sink<'_, E>,
-    ) -> Demand {
-        /// Value of an increment: read, since it tells whether the item was created.
-        const NUMBER_BYTES: usize = 8;
-        let data = bytes.bytes;
-        let mut at = 0;
-        while at < data.len() {
-            let rest = &data[at..];
-            if rest.len() < HEADER_BYTES && rest[0] == MAGIC_RESPONSE {
-                return Demand::used(at);
-            }
-            let Some(header) = Header::read(rest, MAGIC_RESPONSE) else {
-                sink.anomalies.count(Anomaly::Resynchronised);
-                return Demand::lost(data.len());
-            };
-            let is_number = matches!(header.opcode, 0x05 | 0x06 | 0x15 | 0x16)
-                && header.status == 0
-                && header.value_bytes() == NUMBER_BYTES as u64;
-            let look = header.head_bytes() + if is_number { NUMBER_BYTES } else { 0 };
-            let Some(head) = rest.get(..look) else { return Demand::used(at) };
-            let key = &head[HEADER_BYTES + header.extras_bytes..header.head_bytes()];
-            let value =
-                is_number.then(|| head[header.head_bytes()..].try_into().map_or(0, u64::from_be_bytes));
-            self.binary_response(connection, bytes, &header, key, value, sink);
-            if connection.framing[1] == Framing::Lost {
-                return Demand::lost(data.len());
-            }
-            at += look;
-            let skip = header.wire_bytes() - look as u64;
-            if skip > 0 {
-                return Demand::skip(at, skip);
-            }
-        }
-        Demand::used(at)
-    }
-
-    fn binary_response<E: FnMut(&Observation<'_>)>(
-        &mut self,
-        connection: &mut Connection,
-        bytes: &StreamBytes<'_>,
-        header: &Header,
-        key: &[u8],
-        value: Option<u64>,
-        sink: &mut Sink<'_, E>,
-    ) {
-        let names_key = matches!(header.opcode, 0x0c | 0x0d | 0x23 | 0x24) && !key.is_empty();
-        if connection.queue.is_empty() {
-            let is_unseen_hit = names_key && header.status == 0 && connection.framing[0] != Framing::Framed;
-            if is_unseen_hit {
-                let mut request = Request::new(Command::Get, Answer::Line, 0, bytes.timestamp);
-                request.set_key(key);
-                request.response_bytes = header.wire_bytes();
-                request.notes = ObservationNotes { request_unseen: true, ..ObservationNotes::default() };
-                emit_request(&request, Outcome::Hit, sink);
-            } else {
-                unmatched(sink);
-            }
-            return;
-        }
-        let wanted = Answer::Binary { opcode: header.opcode, opaque: header.opaque };
-        let place = self.pool.iter(&connection.queue).position(|request| {
-            request.answer == wanted && (!names_key || request.key() == key) && acknowledges(bytes, request)
-        });
-        let Some(place) = place else {
-            unmatched(sink);
-            return;
-        };
-        for _ in 0..place {
-            let outcome = match self.pool.front(&connection.queue) {
-                Some(front) if front.is_quiet => front.silent_outcome(),
-                _ => Outcome::Unseen,
-            };
-            self.finish_front(connection, outcome, sink);
-        }
-        let Some(front) = self.pool.front_mut(&connection.queue) else { return };
-        front.answered.get_or_insert(bytes.timestamp);
-        front.response_bytes += header.wire_bytes();
-        // STAT sends a frame for each figure and an empty one at the end.
-        if front.command == Command::Stat && header.status == 0 && header.body_bytes > 0 {
-            return;
-        }
-        let outcome = outcome_of(front, header.status, value);
-        front.is_quiet = false;
-        self.finish_front(connection, outcome, sink);
-    }
-}
-
-/// The outcome that a status means for a request (`protocol_binary.h`: `protocol_binary_response_status`).
-fn outcome_of(request: &Request, status: u16, value: Option<u64>) -> Outcome {
-    use crate::model::CommandClass::{Arithmetic, Deletion, Retrieval, Storage, Touch};
-    let class = request.command.class();
-    match (status, class) {
-        (0, Arithmetic) if value.is_some() && request.initial == value => Outcome::Stored,
-        (0, Retrieval | Deletion | Touch | Arithmetic) => Outcome::Hit,
-        (0, Storage) => Outcome::Stored,
-        (0, _) => Outcome::Ok,
-        (1, Retrieval | Deletion | Touch | Arithmetic) => Outcome::Miss,
-        (1, Storage) if request.command == Command::Add || request.command == Command::Replace => {
-            Outcome::NotStored
-        }
-        (1, Storage) => Outcome::NotFound,
-        (2, Storage) if request.command == Command::Add => Outcome::NotStored,
-        (2, _) => Outcome::Exists,
-        (3, Storage) => Outcome::TooLarge,
-        (5, Storage) => Outcome::NotStored,
-        // SASL: more steps follow.
-        (0x21, _) => Outcome::Ok,
+/// Statuses of `protocol_binary_response_status`.
+fn outcome_of(request: &Request, known: Opcode, response: &Response<'_>) -> Outcome {
+    let compares = request.traits.has(Traits::COMPARES);
+    match (known.kind, response.status) {
+        (Kind::Keyless, 0) => Outcome::Ok,
+        // SASL goes on for another step.
+        (Kind::Keyless, 0x21) if known.command as u8 == Command::Sasl as u8 => Outcome::Ok,
+        (Kind::Storage, 0) => Outcome::Stored,
+        (Kind::Storage, 1) if compares => Outcome::NotFound,
+        (Kind::Storage, 2) if compares => Outcome::Exists,
+        (Kind::Storage, 1 | 2 | 5) => Outcome::NotStored,
+        (Kind::Storage, 3) => Outcome::TooLarge,
+        (Kind::Arithmetic, 0) if is_created(request, response) => Outcome::Stored,
+        (Kind::Arithmetic, 5) => Outcome::NotStored,
+        (Kind::Retrieval | Kind::Deletion | Kind::Arithmetic | Kind::Touch, 0) => Outcome::Hit,
+        (Kind::Retrieval | Kind::Deletion | Kind::Arithmetic | Kind::Touch, 1) => Outcome::Miss,
+        (Kind::Deletion | Kind::Arithmetic, 2) => Outcome::Exists,
         _ => Outcome::Error,
+    }
+}
+
+/// The server does not say whether it created the item; a result equal to the initial value is the best evidence.
+fn is_created(request: &Request, response: &Response<'_>) -> bool {
+    request.traits.has(Traits::VIVIFY) && response.number == Some(request.extra)
+}
+
+/// What silence means for a quiet request of either protocol once a later answer has come.
+pub(super) fn silent_outcome(request: &Request) -> Outcome {
+    use crate::model::CommandClass::{Arithmetic, Deletion, Retrieval, Storage, Touch};
+    match request.command.class() {
+        Retrieval => Outcome::Miss,
+        Storage => Outcome::Stored,
+        Deletion if request.traits.has(Traits::INVALIDATES) => Outcome::Ok,
+        Deletion | Arithmetic | Touch => Outcome::Hit,
+        _ => Outcome::Ok,
     }
 }

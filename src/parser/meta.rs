@@ -1,324 +1,270 @@
-//! The meta commands (memcached `doc/protocol.txt`, `proto_text.c`): `mg ms md ma mn me`.
+//! Meta commands: `mg ms md ma me mn`, their flags, and their two-letter answers.
 //!
-//! Flags are tokens: the first letter is the flag, the rest its argument. Keys that came base64-encoded (`b`) count under the bytes
-//! that they stand for.
+//! Sources: `doc/protocol.txt` ("Meta Commands"), `proto_text.c` and `proto_parser.c` (`_meta_flag_preparse`). A code
+//! is compared as a whole token: `EX` is not `EXISTS`, `EN` is not `END`.
 
-use super::Observation;
-use super::command::Shape;
-use super::queue::{Answer, KEY_BYTES_MAX, Request};
-use super::text::{VALUE_BYTES_MAX, Words, acknowledges};
-use super::token::{Tokens, number};
-use super::transaction::{Connection, Framing, Sink, Transactions, emit_request};
+use super::ObservationNotes;
+use super::command::{Head, Syntax, Verb};
+use super::queue::{KEY_MAX, Reply, Request, Traits};
+use super::token::{Tokens, parse_body};
 use crate::model::{Command, Outcome};
-use crate::parser::ObservationNotes;
-use crate::reassembly::StreamBytes;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-/// Whether a token can be a meta flag.
-pub(super) fn is_flag(token: &[u8]) -> bool {
-    token.first().is_some_and(u8::is_ascii_alphabetic)
-        && token.iter().all(|&byte| (b'!'..0x7f).contains(&byte))
-}
-
-/// Whether a token can be the length of `ms`; before 1.6.10 it was written `S<length>`.
-pub(super) fn is_length(token: &[u8]) -> bool {
-    number(token.strip_prefix(b"S").unwrap_or(token)).is_some_and(|length| length <= VALUE_BYTES_MAX)
-}
-
-/// What an answer may echo, hashed (FNV-1a): two opaques of one connection that agree by chance cost an attribution, no more.
-fn hash_of(opaque: &[u8]) -> u64 {
-    opaque
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
-        | 1
-}
-
-/// Decodes a base64 key; the length, or none when it is not base64 of a key.
-fn decode_key(token: &[u8], into: &mut [u8; KEY_BYTES_MAX]) -> Option<usize> {
-    STANDARD.decode_slice(token, into).ok()
-}
+/// A base64 key decodes to at most this many bytes before the length check.
+const BASE64_KEY_MAX: usize = KEY_MAX.div_ceil(3) * 4;
 
 /// What the flags of a request say.
 #[derive(Default)]
-struct RequestFlags {
-    is_quiet: bool,
-    is_base64: bool,
+struct Flags {
+    traits: Traits,
+    base64: bool,
     touches: bool,
-    compares: bool,
-    mode: Option<u8>,
-    opaque_hash: u64,
+    mode: u8,
+    opaque: u32,
 }
 
-impl RequestFlags {
-    fn read<'a>(flags: impl Iterator<Item = &'a [u8]>) -> RequestFlags {
-        let mut read = RequestFlags::default();
-        for flag in flags {
-            match flag {
-                [b'q'] => read.is_quiet = true,
-                [b'b'] => read.is_base64 = true,
-                [b'T', ..] => read.touches = true,
-                [b'C', ..] => read.compares = true,
-                [b'M', mode, ..] => read.mode = Some(*mode),
-                [b'O', opaque @ ..] => read.opaque_hash = hash_of(opaque),
-                _ => {}
-            }
+/// Reads a keyed meta command after its verb.
+pub(super) fn parse_request<'a>(verb: Verb, mut tokens: Tokens<'a>, scratch: &'a mut [u8; 256]) -> Head<'a> {
+    let token = tokens.next().unwrap_or_default();
+    let mut body = 0;
+    if verb.syntax == Syntax::MetaSet {
+        // Before 1.6.10 the length came as a flag: `S5`.
+        let length = tokens.next().unwrap_or_default();
+        match parse_body(length.strip_prefix(b"S").unwrap_or(length)) {
+            Some(length) => body = length,
+            None => return Head::invalid(verb.command, token),
         }
-        read
     }
-
-    /// The command as memcached counts it.
-    fn command(&self, command: Command) -> Command {
-        match command {
-            Command::MetaGet if self.touches => Command::MetaGetTouch,
-            Command::MetaSet
-                if self.compares && matches!(self.mode, None | Some(b'S' | b's' | b'R' | b'r')) =>
-            {
-                Command::Cas
-            }
-            Command::MetaArithmetic if matches!(self.mode, Some(b'D' | b'd' | b'-')) => {
-                Command::MetaDecrement
-            }
-            other => other,
-        }
+    let flags = parse_flags(tokens);
+    let Some(key) = decode_key(token, flags.base64, scratch) else {
+        let head = Head::invalid(verb.command, &[]);
+        return Head { body, traits: head.traits.with_if(body > 0, Traits::STRAY_BODY), ..head };
+    };
+    Head {
+        key,
+        traits: flags.traits.with_if(body > 0, Traits::STORES),
+        body,
+        extra: body,
+        opaque: flags.opaque,
+        ..Head::keyless(effective_command(verb.command, &flags), verb.reply)
     }
 }
 
-impl Transactions {
-    /// A meta request line; answers with the length of the body that follows.
-    pub(super) fn meta_request<E: FnMut(&Observation<'_>)>(
-        &mut self,
-        connection: &mut Connection,
-        shape: Shape,
-        words: &Words<'_>,
-        mut request: Request,
-        sink: &mut Sink<'_, E>,
-    ) -> u64 {
-        request.answer = Answer::Meta;
-        let first_flag = if shape == Shape::MetaStore { 2 } else { 1 };
-        let flags = RequestFlags::read(words.from(first_flag));
-        let key = words.get(0).filter(|key| key.len() <= KEY_BYTES_MAX);
-        let length = match shape {
-            Shape::MetaStore => words.get(1).filter(|token| is_length(token)),
-            _ => Some(&b"0"[..]),
-        };
-        let (Some(key), Some(length)) = (key, length) else {
-            // An error line is the answer, and no body is swallowed.
-            request.command = Command::Unknown;
-            request.answer = Answer::Line;
-            self.push(connection, &request, sink);
-            return 0;
-        };
-        let mut decoded = [0; KEY_BYTES_MAX];
-        match decode_key(key, &mut decoded).filter(|_| flags.is_base64) {
-            Some(bytes) => request.set_key(&decoded[..bytes]),
-            None => request.set_key(key),
+/// The command under which memcached itself counts this one.
+fn effective_command(command: Command, flags: &Flags) -> Command {
+    match command {
+        Command::MetaGet if flags.touches => Command::MetaGetTouch,
+        Command::MetaArithmetic if matches!(flags.mode, b'D' | b'd' | b'-') => Command::MetaDecrement,
+        // Modes set (default) and replace compare; append, prepend and add only look alike.
+        Command::MetaSet
+            if flags.traits.has(Traits::COMPARES) && matches!(flags.mode, 0 | b'S' | b's' | b'R' | b'r') =>
+        {
+            Command::Cas
         }
-        request.command = flags.command(request.command);
-        request.is_quiet = flags.is_quiet;
-        request.opaque_hash = flags.opaque_hash;
-        let body = if shape == Shape::MetaStore {
-            request.value_bytes = number(length.strip_prefix(b"S").unwrap_or(length)).unwrap_or(0);
-            request.value_bytes + 2
-        } else {
-            0
-        };
-        request.request_bytes += body;
-        request.end = request.end.wrapping_add(body as u32);
-        self.push(connection, &request, sink);
-        body
-    }
-
-    /// A meta response line; answers with the length of the body that follows, or none when it answers no request.
-    pub(super) fn meta_response<E: FnMut(&Observation<'_>)>(
-        &mut self,
-        connection: &mut Connection,
-        bytes: &StreamBytes<'_>,
-        content: &[u8],
-        line_bytes: usize,
-        sink: &mut Sink<'_, E>,
-    ) -> Option<u64> {
-        let reply = MetaReply::read(content)?;
-        let body = reply.value_bytes.map_or(0, |length| length + 2);
-        if connection.queue.is_empty() && connection.framing[0] != Framing::Framed {
-            return reply.as_unseen_request(bytes, line_bytes as u64 + body, sink).then_some(body);
-        }
-        let place = self.meta_place(connection, &reply, bytes)?;
-        for _ in 0..place {
-            let outcome = match self.pool.front(&connection.queue) {
-                Some(front) if front.is_quiet => front.silent_outcome(),
-                _ => Outcome::Unseen,
-            };
-            self.finish_front(connection, outcome, sink);
-        }
-        let front = self.pool.front_mut(&connection.queue)?;
-        front.answered = Some(bytes.timestamp);
-        front.response_bytes += line_bytes as u64 + body;
-        front.notes.lease_won = reply.won;
-        front.notes.lease_stale = reply.stale;
-        front.notes.lease_lost = reply.lost;
-        // A value proves that the request was answered, quiet or not.
-        front.is_quiet = false;
-        let outcome = reply.outcome_for(front.command).unwrap_or(Outcome::Error);
-        self.finish_front(connection, outcome, sink);
-        Some(body)
-    }
-
-    /// How many requests stand before the one that this answers: the first that it can answer and whose echo agrees. Only
-    /// quiet ones may be passed over.
-    fn meta_place(
-        &self,
-        connection: &Connection,
-        reply: &MetaReply<'_>,
-        bytes: &StreamBytes<'_>,
-    ) -> Option<usize> {
-        let mut passed_loud = 0;
-        for (place, request) in self.pool.iter(&connection.queue).enumerate() {
-            if !acknowledges(bytes, request) {
-                return None;
-            }
-            let is_silent =
-                request.is_quiet && reply.outcome_for(request.command) == Some(request.silent_outcome());
-            let fits = request.answer == Answer::Meta
-                && reply.outcome_for(request.command).is_some()
-                && !is_silent
-                && reply.echoes(request);
-            if fits {
-                return Some(place);
-            }
-            passed_loud += usize::from(!request.is_quiet);
-            if passed_loud > self.limits.look_ahead_max {
-                return None;
-            }
-        }
-        None
+        other => other,
     }
 }
 
-/// A meta response.
-struct MetaReply<'a> {
-    code: [u8; 2],
-    /// `VA`: length of the value.
-    value_bytes: Option<u64>,
-    /// The key that it names, decoded when it came as base64.
-    key: Option<([u8; KEY_BYTES_MAX], usize)>,
-    opaque_hash: u64,
+fn parse_flags(tokens: Tokens<'_>) -> Flags {
+    let mut flags = Flags::default();
+    for token in tokens {
+        let (flag, argument) = (token[0], &token[1..]);
+        match flag {
+            b'b' => flags.base64 = true,
+            b'q' => flags.traits = flags.traits.with(Traits::QUIET),
+            b'k' => flags.traits = flags.traits.with(Traits::WANTS_KEY),
+            b'N' => flags.traits = flags.traits.with(Traits::VIVIFY),
+            b'I' => flags.traits = flags.traits.with(Traits::INVALIDATES),
+            b'R' => flags.traits = flags.traits.with(Traits::RECACHE),
+            b'C' => flags.traits = flags.traits.with(Traits::COMPARES),
+            b'T' => flags.touches = true,
+            b'M' => flags.mode = argument.first().copied().unwrap_or(0),
+            b'O' => {
+                flags.traits = flags.traits.with(Traits::WANTS_OPAQUE);
+                flags.opaque = digest(argument);
+            }
+            _ => {}
+        }
+    }
+    flags
+}
+
+fn decode_key<'a>(token: &'a [u8], base64: bool, scratch: &'a mut [u8; 256]) -> Option<&'a [u8]> {
+    if !base64 {
+        return (!token.is_empty() && token.len() <= KEY_MAX).then_some(token);
+    }
+    if token.len() > BASE64_KEY_MAX {
+        return None;
+    }
+    let length = STANDARD.decode_slice(token, scratch).ok()?;
+    (length > 0 && length <= KEY_MAX).then(|| &scratch[..length])
+}
+
+/// Opaque tokens are compared by digest (FNV-1a), so that no copy is kept.
+fn digest(token: &[u8]) -> u32 {
+    token.iter().fold(0x811c_9dc5, |hash, &byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
+
+/// The two letters that begin a meta answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Code {
+    /// `HD`
+    Done,
+    /// `VA`
+    Value,
+    /// `EN`
+    Absent,
+    /// `NF`
+    NotFound,
+    /// `NS`
+    NotStored,
+    /// `EX`
+    Exists,
+    /// `MN`
+    Noop,
+    /// `ME`
+    Debug,
+}
+
+/// One meta answer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct MetaAnswer<'a> {
+    pub(super) code: Code,
+    /// Length of the body with its line end; 0 without one.
+    pub(super) body: u64,
+    /// The key token, perhaps base64.
+    pub(super) key: Option<&'a [u8]>,
+    base64: bool,
+    opaque: Option<u32>,
     won: bool,
     stale: bool,
     lost: bool,
-    _content: std::marker::PhantomData<&'a [u8]>,
 }
 
-impl<'a> MetaReply<'a> {
-    fn read(content: &'a [u8]) -> Option<MetaReply<'a>> {
-        let mut tokens = Tokens::of(content);
-        let [a, b] = *tokens.next()? else { return None };
-        let mut reply = MetaReply {
-            code: [a, b],
-            value_bytes: None,
-            key: None,
-            opaque_hash: 0,
-            won: false,
-            stale: false,
-            lost: false,
-            _content: std::marker::PhantomData,
-        };
-        if reply.code == *b"VA" {
-            reply.value_bytes =
-                Some(tokens.next().and_then(number).filter(|&length| length <= VALUE_BYTES_MAX)?);
+/// Reads an answer line; `None` if it is none of ours.
+pub(super) fn parse_answer(line: &[u8]) -> Option<MetaAnswer<'_>> {
+    let code = match line.get(..2)? {
+        b"HD" => Code::Done,
+        b"VA" => Code::Value,
+        b"EN" => Code::Absent,
+        b"NF" => Code::NotFound,
+        b"NS" => Code::NotStored,
+        b"EX" => Code::Exists,
+        b"MN" => Code::Noop,
+        b"ME" => Code::Debug,
+        _ => return None,
+    };
+    let mut answer = MetaAnswer {
+        code,
+        body: 0,
+        key: None,
+        base64: false,
+        opaque: None,
+        won: false,
+        stale: false,
+        lost: false,
+    };
+    let mut tokens = Tokens::new(&line[2..]);
+    match code {
+        Code::Value => answer.body = parse_body(tokens.next()?)?,
+        Code::Debug => {
+            answer.key = tokens.next();
+            return Some(answer);
         }
-        if reply.code == *b"ME" {
-            return Some(reply);
+        _ => {}
+    }
+    for token in tokens {
+        match token[0] {
+            b'k' => answer.key = Some(&token[1..]),
+            b'O' => answer.opaque = Some(digest(&token[1..])),
+            b'b' => answer.base64 = true,
+            b'W' => answer.won = true,
+            b'X' => answer.stale = true,
+            b'Z' => answer.lost = true,
+            _ => {}
         }
-        let (mut key, mut is_base64) = (None, false);
-        for flag in tokens {
-            match flag {
-                [b'k', rest @ ..] => key = Some(rest),
-                [b'O', opaque @ ..] => reply.opaque_hash = hash_of(opaque),
-                [b'b'] => is_base64 = true,
-                [b'W'] => reply.won = true,
-                [b'X'] => reply.stale = true,
-                [b'Z'] => reply.lost = true,
-                _ => {}
-            }
+    }
+    Some(answer)
+}
+
+impl MetaAnswer<'_> {
+    /// `W` also goes to the winner of a recache, whose item was there: only an empty, fresh item was created just now.
+    fn is_vivified(&self, request: &Request) -> bool {
+        let empty = match self.code {
+            Code::Value => self.body == 2,
+            Code::Done => !request.traits.has(Traits::RECACHE),
+            _ => false,
+        };
+        request.traits.has(Traits::VIVIFY) && self.won && !self.stale && empty
+    }
+
+    /// The key that the answer names, decoded.
+    pub(super) fn decoded_key<'s>(&'s self, scratch: &'s mut [u8; 256]) -> Option<&'s [u8]> {
+        decode_key(self.key?, self.base64, scratch)
+    }
+
+    /// Whether the answer names this request's key or opaque token: a wrong request would not fit.
+    pub(super) fn identifies(&self, request: &Request) -> bool {
+        let key = request.traits.has(Traits::WANTS_KEY) && self.key.is_some();
+        key || (request.traits.has(Traits::WANTS_OPAQUE) && self.opaque.is_some())
+    }
+
+    /// What the flags say about a request's lease.
+    pub(super) fn notes(&self, request: &Request) -> ObservationNotes {
+        let vivified = self.is_vivified(request);
+        ObservationNotes {
+            lease_won: vivified,
+            lease_stale: self.stale,
+            lease_lost: self.lost,
+            ..request.notes
         }
-        reply.key = key.and_then(|key| {
-            let mut bytes = [0; KEY_BYTES_MAX];
-            if is_base64 {
-                decode_key(key, &mut bytes).map(|length| (bytes, length))
-            } else {
-                bytes.get_mut(..key.len()).map(|place| place.copy_from_slice(key))?;
-                Some((bytes, key.len()))
-            }
-        });
-        Some(reply)
     }
+}
 
-    fn key(&self) -> Option<&[u8]> {
-        self.key.as_ref().map(|(bytes, length)| &bytes[..*length])
-    }
+/// How `request` ends if `answer` is its answer; `None` if it cannot be.
+pub(super) fn judge(request: &Request, key: &[u8], answer: &MetaAnswer<'_>) -> Option<Outcome> {
+    let quiet = request.traits.has(Traits::QUIET);
+    let outcome = match (request.reply, answer.code) {
+        (Reply::MetaGet, Code::Value | Code::Done) => Outcome::Hit,
+        (Reply::MetaGet, Code::Absent) if !quiet => Outcome::Miss,
+        (Reply::MetaSet, Code::Done) if !quiet => Outcome::Stored,
+        (Reply::MetaSet | Reply::MetaArithmetic, Code::NotStored) => Outcome::NotStored,
+        (Reply::MetaSet, Code::NotFound) => Outcome::NotFound,
+        (Reply::MetaSet | Reply::MetaDelete | Reply::MetaArithmetic, Code::Exists) => Outcome::Exists,
+        // Marked stale: nothing is deleted, and memcached counts nothing.
+        (Reply::MetaDelete, Code::Done) if !quiet && request.traits.has(Traits::INVALIDATES) => Outcome::Ok,
+        (Reply::MetaDelete, Code::Done) if !quiet => Outcome::Hit,
+        (Reply::MetaDelete | Reply::MetaArithmetic, Code::NotFound) => Outcome::Miss,
+        // Old servers answer a quiet increment that created its item.
+        (Reply::MetaArithmetic, Code::Value | Code::Done) if quiet && request.traits.has(Traits::VIVIFY) => {
+            Outcome::Stored
+        }
+        (Reply::MetaArithmetic, Code::Value | Code::Done) if !quiet => Outcome::Hit,
+        (Reply::MetaNoop, Code::Noop) => Outcome::Ok,
+        (Reply::MetaDebug, Code::Debug) => Outcome::Hit,
+        (Reply::MetaDebug, Code::Absent) => Outcome::Miss,
+        _ => return None,
+    };
+    answers_to(request, key, answer).then_some(outcome)
+}
 
-    /// Whether key and opaque agree, as far as they are there.
-    fn echoes(&self, request: &Request) -> bool {
-        let same_opaque =
-            self.opaque_hash == request.opaque_hash || (self.opaque_hash == 0 && self.code == *b"MN");
-        // On a miss the key comes back as the request wrote it; a key that was asked for in base64 is compared decoded then.
-        let same_key = match self.key() {
-            None => true,
-            Some(key) => {
-                key == request.key() || {
-                    let mut bytes = [0; KEY_BYTES_MAX];
-                    decode_key(key, &mut bytes).is_some_and(|length| &bytes[..length] == request.key())
-                }
-            }
-        };
-        same_opaque && same_key
+/// Whether the answer repeats what this request wanted repeated.
+fn answers_to(request: &Request, key: &[u8], answer: &MetaAnswer<'_>) -> bool {
+    // `MN` takes no flags; debug lines carry the key as they like.
+    if matches!(answer.code, Code::Noop | Code::Debug) {
+        return true;
     }
-
-    /// The outcome that the code means for a command; none when it cannot be its answer.
-    fn outcome_for(&self, command: Command) -> Option<Outcome> {
-        use Command::{
-            Cas, MetaArithmetic, MetaDebug, MetaDecrement, MetaDelete, MetaGet, MetaGetTouch, MetaNoop,
-            MetaSet,
-        };
-        let outcome = match (command, &self.code) {
-            (MetaGet | MetaGetTouch, b"VA" | b"HD" | b"OK") => Outcome::Hit,
-            (MetaGet | MetaGetTouch, b"EN") => Outcome::Miss,
-            (MetaSet | Cas, b"HD" | b"OK") => Outcome::Stored,
-            (MetaSet | Cas, b"NS") => Outcome::NotStored,
-            (MetaSet | Cas, b"EX") => Outcome::Exists,
-            (MetaSet | Cas, b"NF") => Outcome::NotFound,
-            (MetaDelete, b"HD" | b"OK") => Outcome::Hit,
-            (MetaDelete, b"NF") => Outcome::Miss,
-            (MetaDelete, b"EX") => Outcome::Exists,
-            (MetaArithmetic | MetaDecrement, b"HD" | b"VA" | b"OK") => Outcome::Hit,
-            (MetaArithmetic | MetaDecrement, b"NF") => Outcome::Miss,
-            (MetaArithmetic | MetaDecrement, b"NS") => Outcome::NotStored,
-            (MetaArithmetic | MetaDecrement, b"EX") => Outcome::Exists,
-            (MetaNoop, b"MN") => Outcome::Ok,
-            (MetaDebug, b"ME") => Outcome::Hit,
-            (MetaDebug, b"EN") => Outcome::Miss,
-            _ => return None,
-        };
-        Some(outcome)
-    }
-
-    /// With only responses in sight: a value that names its key is a hit of a request that was not seen.
-    fn as_unseen_request<E: FnMut(&Observation<'_>)>(
-        &self,
-        bytes: &StreamBytes<'_>,
-        response_bytes: u64,
-        sink: &mut Sink<'_, E>,
-    ) -> bool {
-        let (Some(key), Some(_)) = (self.key(), self.value_bytes) else {
-            super::transaction::unmatched(sink);
-            return true;
-        };
-        let mut request = Request::new(Command::MetaGet, Answer::Meta, 0, bytes.timestamp);
-        request.set_key(key);
-        request.response_bytes = response_bytes;
-        request.notes = ObservationNotes { request_unseen: true, ..ObservationNotes::default() };
-        emit_request(&request, Outcome::Hit, sink);
-        true
-    }
+    // Early servers did not repeat anything beside the codes of failure.
+    let bare = !matches!(answer.code, Code::Value | Code::Done);
+    let opaque_fits = match answer.opaque {
+        Some(opaque) => request.traits.has(Traits::WANTS_OPAQUE) && opaque == request.opaque,
+        None => bare || !request.traits.has(Traits::WANTS_OPAQUE),
+    };
+    let key_fits = match answer.key {
+        Some(token) if !answer.base64 => request.traits.has(Traits::WANTS_KEY) && token == key,
+        Some(_) => request.traits.has(Traits::WANTS_KEY) && answer.decoded_key(&mut [0; 256]) == Some(key),
+        None => bare || !request.traits.has(Traits::WANTS_KEY),
+    };
+    opaque_fits && key_fits
 }

@@ -4,16 +4,33 @@
 //! own parsers (`proto_text.c`, `proto_bin.c`). A parser returns a value with the bytes that it used, or says
 //! incomplete and uses none. Values are never looked at, never copied, never kept.
 
+mod answers;
 mod binary;
 mod command;
 mod meta;
 mod queue;
+mod requests;
 mod text;
 mod token;
-pub mod transaction;
+mod transaction;
+
+#[cfg(test)]
+mod binary_tests;
+#[cfg(test)]
+mod conversation;
+#[cfg(test)]
+mod loss_tests;
+#[cfg(test)]
+mod meta_tests;
+#[cfg(test)]
+mod property_tests;
+#[cfg(test)]
+mod text_tests;
 
 use crate::model::{Command, Outcome, Timestamp};
 use std::time::Duration;
+
+pub use transaction::{Connection, ParserLimits, Transactions};
 
 /// One key's share of a transaction; a get of five keys makes five. Keyless commands make one with an empty key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,32 +1,27 @@
-//! Lines and tokens of the text protocol, cut as memcached cuts them (`proto_text.c`: `tokenize_command`, `try_read_command_ascii`).
+//! Lexical rules of the text protocol: lines, tokens, numbers.
 //!
-//! A line ends at `\n`; one `\r` directly before it is dropped. Only spaces separate tokens, runs of them are one, and
-//! everything from the first NUL on is not seen by the server.
+//! As the server does it (`tokenize_command` and `try_read_command_ascii` in `proto_text.c`): a line ends at LF, one CR before
+//! it is dropped, only SPACE separates tokens.
 
-/// A complete line: its content, and the bytes that it takes with its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Line<'a> {
-    /// Without line end, cut at the first NUL.
-    pub(super) content: &'a [u8],
-    /// With line end.
-    pub(super) wire_bytes: usize,
+use memchr::memchr;
+
+/// The line at the front of `bytes` without its end, and the bytes that it takes with it; `None` while it has no end.
+pub(super) fn split_line(bytes: &[u8]) -> Option<(&[u8], usize)> {
+    let newline = memchr(b'\n', bytes)?;
+    let line = &bytes[..newline];
+    Some((line.strip_suffix(b"\r").unwrap_or(line), newline + 1))
 }
 
-/// The first line of `bytes`, when its end is there.
-pub(super) fn line(bytes: &[u8]) -> Option<Line<'_>> {
-    let end = memchr::memchr(b'\n', bytes)?;
-    let content = &bytes[..end];
-    let content = content.strip_suffix(b"\r").unwrap_or(content);
-    Some(Line { content, wire_bytes: end + 1 })
+/// The tokens of a line, in order.
+#[derive(Clone, Debug)]
+pub(super) struct Tokens<'a> {
+    rest: &'a [u8],
 }
-
-/// Tokens of a line's content.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Tokens<'a>(&'a [u8]);
 
 impl<'a> Tokens<'a> {
-    pub(super) fn of(content: &'a [u8]) -> Tokens<'a> {
-        Tokens(content)
+    /// The tokens of `line`.
+    pub(super) fn new(line: &'a [u8]) -> Tokens<'a> {
+        Tokens { rest: line }
     }
 }
 
@@ -34,56 +29,38 @@ impl<'a> Iterator for Tokens<'a> {
     type Item = &'a [u8];
 
     fn next(&mut self) -> Option<&'a [u8]> {
-        let start = self.0.iter().position(|&byte| byte != b' ')?;
-        let rest = &self.0[start..];
-        let end = memchr::memchr(b' ', rest).unwrap_or(rest.len());
-        let (token, rest) = rest.split_at(end);
-        self.0 = rest;
-        Some(token)
+        let start = self.rest.iter().position(|&byte| byte != b' ')?;
+        let rest = &self.rest[start..];
+        let end = rest.iter().position(|&byte| byte == b' ').unwrap_or(rest.len());
+        self.rest = &rest[end..];
+        Some(&rest[..end])
     }
 }
 
-/// A decimal number without sign.
-pub(super) fn number(token: &[u8]) -> Option<u64> {
+/// An unsigned decimal number and nothing else.
+pub(super) fn parse_unsigned(token: &[u8]) -> Option<u64> {
     if token.is_empty() || token.len() > 20 {
         return None;
     }
     token.iter().try_fold(0u64, |value, &byte| {
         let digit = byte.wrapping_sub(b'0');
-        (digit <= 9).then(|| value.checked_mul(10)?.checked_add(u64::from(digit)))?
+        if digit > 9 { None } else { value.checked_mul(10)?.checked_add(u64::from(digit)) }
     })
 }
 
-/// Whether the token is a decimal number, with a sign or without.
-pub(super) fn is_number(token: &[u8]) -> bool {
-    number(token.strip_prefix(b"-").unwrap_or(token)).is_some()
+/// Whether the token is a decimal number, perhaps negative.
+pub(super) fn is_integer(token: &[u8]) -> bool {
+    parse_unsigned(token.strip_prefix(b"-").unwrap_or(token)).is_some()
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// A value's length on the wire with its line end. The server reads lengths as `int32_t` (`process_update_command`).
+pub(super) fn parse_body(token: &[u8]) -> Option<u64> {
+    parse_unsigned(token).filter(|&length| length <= i32::MAX as u64 - 2).map(|length| length + 2)
+}
 
-    #[test]
-    fn lines_end_at_the_newline_with_or_without_return() {
-        assert_eq!(line(b"get a\r\nx"), Some(Line { content: b"get a", wire_bytes: 7 }));
-        assert_eq!(line(b"get a\nx"), Some(Line { content: b"get a", wire_bytes: 6 }));
-        assert_eq!(line(b"\r\n"), Some(Line { content: b"", wire_bytes: 2 }));
-        assert_eq!(line(b"get a\r"), None);
-    }
-
-    #[test]
-    fn only_spaces_separate() {
-        let tokens: Vec<_> = Tokens::of(b"  get   a\tb c ").collect();
-        assert_eq!(tokens, [&b"get"[..], b"a\tb", b"c"]);
-    }
-
-    #[test]
-    fn numbers_do_not_wrap() {
-        assert_eq!(number(b"18446744073709551615"), Some(u64::MAX));
-        assert_eq!(number(b"18446744073709551616"), None);
-        assert_eq!(number(b"99999999999999999999999"), None);
-        assert_eq!(number(b""), None);
-        assert_eq!(number(b"-1"), None);
-        assert!(is_number(b"-1") && !is_number(b"-"));
-    }
+/// Whether a key could have been sent on purpose: not empty, not too long, no control characters.
+pub(super) fn is_plausible_key(key: &[u8]) -> bool {
+    !key.is_empty()
+        && key.len() <= super::queue::KEY_MAX
+        && key.iter().all(|&byte| byte > b' ' && byte != 0x7f)
 }

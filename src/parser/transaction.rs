@@ -1,436 +1,467 @@
-//! A connection's conversation: which protocol, whether each direction is framed, and which requests wait for which answers.
+//! Requests paired with their responses: the parser's state, and what becomes of each outstanding request.
 //!
-//! The one property that everything here serves: never a wrong hit or miss, never a forged key. What cannot be known is
-//! `Unseen`. So bytes are only read as messages where framing is proved, answers are only paired while no loss lies
-//! between, and after a loss both directions are taken up again at a boundary on which client and server agree.
+//! Every key of every request makes exactly one [`Observation`]: when its answer has come, or as [`Outcome::Unseen`] when the
+//! answer is known to be lost. A wrong outcome is worse than none, so any contradiction between the two directions gives up
+//! what is outstanding and searches for a new anchor. `requests.rs` reads the client's stream, `answers.rs` the server's.
 
-use super::queue::{Queue, Request, RequestPool};
-use super::{Observation, ObservationNotes, binary, text};
+use super::queue::{Line, NONE, Queue, Reply, Request, Traits};
+use super::{Observation, ObservationNotes};
 use crate::anomaly::{Anomaly, AnomalyCounts};
-use crate::model::{Direction, Outcome, Transport};
+use crate::model::{Command, Direction, Outcome, Timestamp, Transport};
 use crate::reassembly::{Demand, StreamBytes, StreamEvent};
+use std::time::Duration;
 
-/// Sizes and thresholds of the parser.
+/// What the parser may hold, and where it gives up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ParserLimits {
-    /// Requests of all connections that may wait for their answers.
-    pub requests_max: usize,
-    /// Requests of one connection that may wait; a multi-get counts each key. Clients pipeline thousands.
-    pub requests_per_connection_max: u32,
-    /// Requests that may wait where no answer was ever seen: one direction is missing, and waiting serves nothing.
-    pub requests_without_answers_max: u32,
-    /// Requests looked at for one that an answer fits.
-    pub look_ahead_max: usize,
-    /// memcached's `item_size_max` in bytes: tells which noreply stores were refused.
+    /// Outstanding keys of one worker, over all its connections; 320 bytes each, touched only when needed.
+    pub requests_max: u32,
+    /// Outstanding keys of one connection. Multigets of more than 7,000 keys have been seen at work.
+    pub connection_requests_max: u32,
+    /// `item_size_max` of the servers (`-I`): a quiet store of more is known to be refused.
     pub item_size_max: u64,
-    /// Segments in a row that begin with nothing known before a connection is taken for another protocol.
-    pub failures_max: u8,
-    /// Client segments after which requests are taken up without an answer ever seen: only one direction is captured.
-    pub one_way_after: u8,
-    /// Exchanges without pipelining after which a client is trusted to wait for its answers.
-    pub exchanges_to_trust: u8,
+    /// Longest head of a message, key lists of retrievals excepted. The server itself gives up after 2,048 bytes
+    /// without a line end (`try_read_command_ascii`).
+    pub head_bytes_max: usize,
+    /// How many requests an answer may pass over to find its own.
+    pub lookahead_max: u32,
+    /// Resolved outcomes of one connection that wait for their pairing to be confirmed.
+    pub held_max: u32,
+    /// Lines that are no command before a connection that never sent one is taken for another protocol's.
+    pub unknown_lines_max: u16,
+    /// Requests that wait this long on a connection whose server was never seen show that it will not be seen.
+    pub one_sided_after: Duration,
 }
 
 impl Default for ParserLimits {
     fn default() -> ParserLimits {
         ParserLimits {
-            requests_max: 1 << 16,
-            requests_per_connection_max: 1 << 15,
-            requests_without_answers_max: 64,
-            look_ahead_max: 64,
+            requests_max: 65_536,
+            connection_requests_max: 16_384,
             item_size_max: 1 << 20,
-            failures_max: 64,
-            one_way_after: 4,
-            exchanges_to_trust: 4,
+            head_bytes_max: 2_048,
+            lookahead_max: 64,
+            held_max: 64,
+            unknown_lines_max: 8,
+            one_sided_after: Duration::from_secs(1),
         }
     }
 }
 
-/// The protocol of a connection, fixed by the client's first byte (`memcached.c`: `try_read_command_negotiate`).
+/// So many requests must wait before a connection is taken for one-sided.
+const ONE_SIDED_REQUESTS: u32 = 4;
+
+/// What a connection speaks; decided by the client's first byte, as the server does (`try_read_network`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Protocol {
     #[default]
     Undecided,
     Text,
     Binary,
-    /// TLS, or nothing that memcached speaks: not looked at any more.
-    Opaque,
+    /// Encrypted: nothing to read.
+    Tls,
+    /// Not memcached's.
+    Foreign,
+    /// A text connection after `watch`: a log stream, no conversation.
+    Watch,
 }
 
-/// Where a direction stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Framing {
-    /// No byte of it was seen yet.
-    #[default]
-    New,
-    Framed,
-    Lost,
+/// Where in a `get` line the client's stream stands.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct KeyList {
+    /// The verb; `None` between requests.
+    pub(super) command: Option<Command>,
+    /// Bytes of the line that no key has been charged with yet.
+    pub(super) pending_bytes: u32,
+    /// Keys so far.
+    pub(super) keys: u32,
+    /// The next token is an expiry, not a key (`gat`).
+    pub(super) expiry_next: bool,
+    /// Inside a token that is too long for a key.
+    pub(super) overlong: bool,
+    /// A packet edge was passed since the line began.
+    pub(super) spans_packets: bool,
 }
 
-/// What the parser keeps of a flow.
-#[derive(Clone, Debug, Default)]
+/// The packet that began the answer now arriving.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Beginning {
+    pub(super) timestamp: Timestamp,
+    /// Only of an answer that begins where its segment does: where offloading has joined segments, the later ones knew more than the
+    /// header tells, which is the first one's.
+    pub(super) acknowledged: Option<u32>,
+}
+
+/// What the parser remembers of one flow. Small, because there may be a million idle ones.
+#[derive(Clone, Copy, Debug)]
 pub struct Connection {
+    pub(super) line: Line,
+    /// First slot of the request whose line has not ended.
+    pub(super) open: u32,
+    /// Where in the answered retrieval's keys the next `VALUE` is expected.
+    pub(super) cursor: u32,
+    pub(super) answer: Option<Beginning>,
+    pub(super) keys: KeyList,
     pub(super) protocol: Protocol,
-    /// [to server, to client].
-    pub(super) framing: [Framing; 2],
-    pub(super) queue: Queue,
-    /// Inside a line of keys.
-    pub(super) keys: Option<text::KeysLine>,
-    /// Inside an answer of several lines or frames; else at its start.
-    pub(super) in_answer: bool,
-    /// An endless stream of log lines has begun.
-    pub(super) is_watch: bool,
-    /// The server is memcached 1.6.40 or later: its text parser has other rules.
-    pub(super) is_new_server: bool,
-    /// `CLIENT_ERROR unauthenticated` was seen: the next `set` is a login.
-    pub(super) awaits_login: bool,
-    /// The client sent a request while another waited.
-    pub(super) is_pipelining: bool,
-    /// Answers that were paired while the client waited for each; saturates.
-    pub(super) exchanges: u8,
-    /// The server's direction was seen to carry something.
-    pub(super) saw_answers: bool,
-    /// A UDP exchange: no positions, no acknowledgements, no order to prove.
-    pub(super) is_datagram: bool,
-    /// Segments in a row in which nothing was found.
-    pub(super) failures: u8,
+    pub(super) client_lost: bool,
+    pub(super) server_lost: bool,
+    /// Bytes of the client were offered.
+    pub(super) client_seen: bool,
+    /// Bytes of the server were offered.
+    pub(super) server_seen: bool,
+    /// The server acknowledged requests of a client of which nothing was ever captured.
+    pub(super) requests_missed: bool,
+    /// When they were first.
+    pub(super) server_since: Timestamp,
+    /// The server's direction is not captured at all: nothing is worth waiting for.
+    pub(super) one_sided: bool,
+    /// The pairing may be off: outcomes wait until something proves it.
+    pub(super) provisional: bool,
+    /// The front request has part of its answer.
+    pub(super) answering: bool,
+    /// An old server may answer a refused body as one more command.
+    pub(super) stray_error: bool,
+    /// Lines that were no command since the last one that was.
+    pub(super) unknown_lines: u16,
 }
 
-/// Where counts and observations go.
-pub(super) struct Sink<'a, E> {
-    pub(super) anomalies: &'a mut AnomalyCounts,
-    pub(super) emit: &'a mut E,
+const _: () = assert!(size_of::<Connection>() <= 192);
+
+impl Default for Connection {
+    fn default() -> Connection {
+        Connection {
+            line: Line::default(),
+            open: NONE,
+            cursor: NONE,
+            answer: None,
+            keys: KeyList::default(),
+            protocol: Protocol::Undecided,
+            client_lost: false,
+            server_lost: false,
+            client_seen: false,
+            server_seen: false,
+            requests_missed: false,
+            server_since: Timestamp::ZERO,
+            one_sided: false,
+            provisional: false,
+            answering: false,
+            stray_error: false,
+            unknown_lines: 0,
+        }
+    }
 }
 
-/// The parser of a worker: the places of all outstanding requests.
+/// The parser of one worker.
 #[derive(Debug)]
 pub struct Transactions {
-    pub(super) pool: RequestPool,
-    pub(super) limits: ParserLimits,
+    limits: ParserLimits,
+    queue: Queue,
+    /// Where keys of meta commands are decoded.
+    scratch: [u8; 256],
 }
 
 impl Transactions {
-    /// Allocates everything.
+    /// Allocates everything that it will ever use.
     pub fn new(limits: ParserLimits) -> Transactions {
-        Transactions { pool: RequestPool::new(limits.requests_max), limits }
+        Transactions { limits, queue: Queue::new(limits.requests_max), scratch: [0; 256] }
     }
 
-    /// Takes one event of a connection. Observations come out through `emit`.
-    pub fn handle_event<E: FnMut(&Observation<'_>)>(
+    /// Keys that wait for an answer, over all connections.
+    pub fn outstanding(&self) -> u32 {
+        self.queue.in_use()
+    }
+
+    /// Takes one event of a connection and says what to do with the bytes that follow. The answer to `Gap` and `Close`
+    /// means nothing.
+    pub fn handle_event(
         &mut self,
         connection: &mut Connection,
         event: StreamEvent<'_>,
         transport: Transport,
         anomalies: &mut AnomalyCounts,
-        emit: &mut E,
+        emit: &mut impl FnMut(&Observation<'_>),
     ) -> Demand {
-        let mut sink = Sink { anomalies, emit };
+        let Transactions { limits, queue, scratch } = self;
+        let mut session = Session { limits, queue, connection, transport, anomalies, emit };
         match event {
-            StreamEvent::Bytes(bytes) => self.handle_bytes(connection, &bytes, transport, &mut sink),
-            StreamEvent::Gap { direction, .. } => {
-                self.lose(connection, direction, &mut sink);
-                Demand::lost(0)
+            StreamEvent::Bytes(bytes) if bytes.bytes.is_empty() => Demand::used(0),
+            StreamEvent::Bytes(bytes) => match bytes.direction {
+                Direction::ToServer => session.handle_requests(&bytes, scratch),
+                Direction::ToClient => session.handle_answers(&bytes),
+            },
+            StreamEvent::Gap { direction, bytes } => session.handle_gap(direction, bytes),
+            StreamEvent::Close { direction } => session.handle_close(direction),
+        }
+    }
+}
+
+/// One event's view of everything that it may change.
+pub(super) struct Session<'s, E> {
+    pub(super) limits: &'s ParserLimits,
+    pub(super) queue: &'s mut Queue,
+    pub(super) connection: &'s mut Connection,
+    pub(super) transport: Transport,
+    pub(super) anomalies: &'s mut AnomalyCounts,
+    pub(super) emit: &'s mut E,
+}
+
+impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
+    fn handle_gap(&mut self, direction: Direction, bytes: u64) -> Demand {
+        match direction {
+            Direction::ToServer => {
+                self.connection.requests_missed |= bytes > 0 && !self.connection.client_seen;
+                self.connection.client_lost = true;
+                self.cut_open_request();
             }
-            StreamEvent::Close { direction } => {
-                if direction == Direction::ToClient {
-                    self.give_up_all(connection, &mut sink);
+            Direction::ToClient => {
+                // A second loss with nothing seen in between: that direction is not captured.
+                if self.connection.server_lost || self.connection.line.count > 0 {
+                    self.connection.one_sided = self.connection.client_seen && !self.connection.server_seen;
                 }
-                Demand::used(0)
+                self.connection.server_lost = true;
+                self.abandon();
+            }
+        }
+        Demand::lost(0)
+    }
+
+    fn handle_close(&mut self, direction: Direction) -> Demand {
+        match direction {
+            Direction::ToServer => self.cut_open_request(),
+            Direction::ToClient => self.abandon(),
+        }
+        Demand::used(0)
+    }
+
+    /// The rest of a key list will never be seen.
+    pub(super) fn cut_open_request(&mut self) {
+        self.connection.keys = KeyList::default();
+        let open = std::mem::replace(&mut self.connection.open, NONE);
+        if open == NONE {
+            return;
+        }
+        let traits = self.queue.request(open).traits.without(Traits::OPEN);
+        self.queue.request_mut(open).traits = traits;
+        let last = self.queue.request_mut(self.connection.line.tail);
+        last.traits = last.traits.with(Traits::LAST);
+        let mut slot = open;
+        while slot != NONE {
+            let request = self.queue.request_mut(slot);
+            request.traits = request.traits.with(Traits::CUT);
+            slot = self.queue.next(slot);
+        }
+    }
+
+    /// Counts bytes that nobody could read.
+    pub(super) fn give_up(&mut self, bytes: usize) -> Demand {
+        self.anomalies.add(Anomaly::UnparsedBytes, bytes as u64);
+        Demand::lost(bytes)
+    }
+
+    /// Nothing that is outstanding will get its answer. Slots go back.
+    pub(super) fn abandon(&mut self) {
+        let connection = &mut *self.connection;
+        connection.open = NONE;
+        connection.cursor = NONE;
+        connection.answer = None;
+        connection.answering = false;
+        connection.stray_error = false;
+        while self.connection.line.head != NONE {
+            let held = self.connection.line.held > 0;
+            self.release(held);
+        }
+        self.connection.provisional = false;
+    }
+
+    /// Framing of the server's direction is lost, by our own judgement. A pairing that was never confirmed takes the
+    /// client's direction with it: its anchor was wrong.
+    pub(super) fn lose_server(&mut self) {
+        self.anomalies.count(Anomaly::Resynchronised);
+        if self.connection.provisional {
+            self.connection.client_lost = true;
+            self.connection.keys = KeyList::default();
+        }
+        self.connection.server_lost = true;
+        self.abandon();
+    }
+
+    /// The pairing is right: what was held back is true.
+    pub(super) fn confirm(&mut self) {
+        if self.connection.provisional {
+            self.connection.provisional = false;
+            while self.connection.line.held > 0 {
+                self.release(false);
             }
         }
     }
 
-    fn handle_bytes<E: FnMut(&Observation<'_>)>(
-        &mut self,
-        connection: &mut Connection,
-        bytes: &StreamBytes<'_>,
-        transport: Transport,
-        sink: &mut Sink<'_, E>,
-    ) -> Demand {
-        if connection.protocol == Protocol::Opaque {
-            return Demand::lost(bytes.bytes.len());
-        }
-        match bytes.direction {
-            Direction::ToServer => self.handle_client(connection, bytes, transport, sink),
-            Direction::ToClient => self.handle_server(connection, bytes, transport, sink),
-        }
-    }
-
-    fn handle_client<E: FnMut(&Observation<'_>)>(
-        &mut self,
-        connection: &mut Connection,
-        bytes: &StreamBytes<'_>,
-        transport: Transport,
-        sink: &mut Sink<'_, E>,
-    ) -> Demand {
-        let mut anchored = false;
-        // A connection that has only been lost so far (mid-stream) or lost its way takes a strict start.
-        if self.is_lost(connection, Direction::ToServer) {
-            if !(bytes.segment_start
-                && self.both_wait_for_nothing(connection, bytes)
-                && is_request(bytes.bytes))
-            {
-                return self.not_found(connection, bytes, sink);
-            }
-            anchored = true;
-        } else if self.is_lost(connection, Direction::ToClient)
-            && bytes.segment_start
-            && connection.keys.is_none()
-            && self.both_wait_for_nothing(connection, bytes)
-        {
-            anchored = true;
-        }
-        if anchored {
-            self.give_up_all(connection, sink);
-            connection.framing = [Framing::Framed; 2];
-            connection.keys = None;
-            connection.in_answer = false;
-            connection.failures = 0;
-            sink.anomalies.count(Anomaly::Resynchronised);
-        }
-        if connection.protocol == Protocol::Undecided && !self.decide(connection, bytes.bytes, sink) {
-            return Demand::lost(bytes.bytes.len());
-        }
-        connection.framing[0] = Framing::Framed;
-        if transport == Transport::Udp {
-            connection.is_datagram = true;
-            connection.framing[1] = Framing::Framed;
-        }
-        if !connection.queue.is_empty() && bytes.segment_start && connection.framing[1] == Framing::Framed {
-            connection.is_pipelining = true;
-        }
-        let demand = match connection.protocol {
-            Protocol::Binary => self.binary_requests(connection, bytes, sink),
-            _ => self.text_requests(connection, bytes, sink),
+    /// Takes the head off the queue and reports it.
+    fn release(&mut self, as_unseen: bool) {
+        let Some(slot) = self.queue.pop(&mut self.connection.line) else { return };
+        let request = self.queue.request(slot);
+        let outcome = match request.outcome {
+            Some(outcome) if !as_unseen => outcome,
+            _ => Outcome::Unseen,
         };
-        if !demand.framed {
-            connection.framing = [Framing::Lost; 2];
+        if outcome == Outcome::Unseen && request.is_promised() {
+            self.anomalies.count(Anomaly::UnmatchedRequest);
         }
-        Demand { anchored, ..demand }
+        let timed = outcome != Outcome::Unseen
+            && request.answered != Timestamp::ZERO
+            && request.answered >= request.timestamp
+            && !request.traits.has(Traits::UNTIMED);
+        (self.emit)(&Observation {
+            timestamp: request.timestamp,
+            command: request.command,
+            outcome,
+            key: self.queue.key(slot),
+            request_bytes: request.request_bytes,
+            response_bytes: request.response_bytes,
+            latency: timed.then(|| request.answered.since(request.timestamp)),
+            notes: request.notes,
+        });
     }
 
-    fn handle_server<E: FnMut(&Observation<'_>)>(
+    /// Appends a slot. When there is no room, everything outstanding is given up, for the answers can no longer be paired.
+    pub(super) fn push(&mut self, request: Request, key: &[u8]) -> Option<u32> {
+        let full = self.connection.line.count >= self.limits.connection_requests_max;
+        if !full && let Some(slot) = self.queue.push(&mut self.connection.line, request, key) {
+            return Some(slot);
+        }
+        self.anomalies.add(Anomaly::RequestShed, u64::from(self.connection.line.count) + 1);
+        self.connection.server_lost = true;
+        self.abandon();
+        self.report(&request, key, Outcome::Unseen);
+        None
+    }
+
+    /// Reports a request that never waits.
+    pub(super) fn report(&mut self, request: &Request, key: &[u8], outcome: Outcome) {
+        (self.emit)(&Observation {
+            timestamp: request.timestamp,
+            command: request.command,
+            outcome,
+            key,
+            request_bytes: request.request_bytes,
+            response_bytes: 0,
+            latency: None,
+            notes: request.notes,
+        });
+    }
+
+    /// A hit of which only the answer was captured.
+    pub(super) fn report_unseen_hit(
         &mut self,
-        connection: &mut Connection,
-        bytes: &StreamBytes<'_>,
-        transport: Transport,
-        sink: &mut Sink<'_, E>,
-    ) -> Demand {
-        connection.saw_answers = true;
-        if connection.is_watch {
-            return Demand::used(bytes.bytes.len());
-        }
-        if self.is_lost(connection, Direction::ToClient)
-            || (connection.protocol == Protocol::Undecided && connection.framing[0] != Framing::New)
-        {
-            return self.not_found(connection, bytes, sink);
-        }
-        connection.framing[1] = Framing::Framed;
-        let demand = match connection.protocol {
-            Protocol::Binary => self.binary_responses(connection, bytes, sink),
-            Protocol::Undecided if bytes.bytes[0] == 0x81 => self.binary_responses(connection, bytes, sink),
-            _ => self.text_responses(connection, bytes, transport, sink),
+        command: Command,
+        key: &[u8],
+        bytes: u64,
+        timestamp: Timestamp,
+    ) {
+        (self.emit)(&Observation {
+            timestamp,
+            command,
+            outcome: Outcome::Hit,
+            key,
+            request_bytes: 0,
+            response_bytes: bytes,
+            latency: None,
+            notes: ObservationNotes { request_unseen: true, ..ObservationNotes::default() },
+        });
+    }
+
+    /// The front request has its answer: `outcome` for every key that has none yet. `bytes` is charged to its last key.
+    pub(super) fn finish_front(&mut self, outcome: Outcome, bytes: u64) {
+        let began = self.connection.answer.take().map_or(Timestamp::ZERO, |answer| answer.timestamp);
+        self.connection.answering = false;
+        self.connection.cursor = NONE;
+        self.settle_front(outcome, bytes, began);
+    }
+
+    /// The front request has none of its own and is passed over: silence is its answer, or its answer is lost.
+    pub(super) fn pass_front(&mut self) {
+        let request = self.queue.request(self.connection.line.front);
+        let outcome = if request.traits.has(Traits::QUIET) && !request.traits.has(Traits::INVALID) {
+            super::binary::silent_outcome(request)
+        } else {
+            Outcome::Unseen
         };
-        if !demand.framed {
-            self.lose(connection, Direction::ToClient, sink);
-        }
-        demand
+        self.settle_front(outcome, 0, Timestamp::ZERO);
     }
 
-    fn is_lost(&self, connection: &Connection, direction: Direction) -> bool {
-        connection.framing[direction.index()] == Framing::Lost
-    }
-
-    /// Whether the client, at the start of this segment, waits for nothing that was not seen: either both sides acknowledge each
-    /// other's every byte, or a client that has shown that it waits for each answer has received all that was sent.
-    fn both_wait_for_nothing(&self, connection: &Connection, bytes: &StreamBytes<'_>) -> bool {
-        // Where no answer was ever seen, nothing tells a request from the inside of a value.
-        let agreed =
-            bytes.quiescent && (connection.saw_answers || connection.failures >= self.limits.one_way_after);
-        let trusted = !connection.is_pipelining && connection.exchanges >= self.limits.exchanges_to_trust;
-        bytes.idle && (agreed || trusted)
-    }
-
-    fn not_found<E: FnMut(&Observation<'_>)>(
-        &mut self,
-        connection: &mut Connection,
-        bytes: &StreamBytes<'_>,
-        sink: &mut Sink<'_, E>,
-    ) -> Demand {
-        if bytes.direction == Direction::ToServer && bytes.segment_start {
-            let foreign = connection.protocol == Protocol::Undecided && !is_request(bytes.bytes);
-            connection.failures = connection.failures.saturating_add(1);
-            if foreign && is_tls(bytes.bytes) {
-                self.turn_opaque(connection, Anomaly::TlsFlow, sink);
-            } else if foreign && connection.failures >= self.limits.failures_max {
-                self.turn_opaque(connection, Anomaly::UnknownProtocolFlow, sink);
-            }
-        }
-        Demand::lost(bytes.bytes.len())
-    }
-
-    fn turn_opaque<E: FnMut(&Observation<'_>)>(
-        &mut self,
-        connection: &mut Connection,
-        anomaly: Anomaly,
-        sink: &mut Sink<'_, E>,
-    ) {
-        self.give_up_all(connection, sink);
-        connection.protocol = Protocol::Opaque;
-        sink.anomalies.count(anomaly);
-    }
-
-    /// Chooses the protocol by the first byte from the client. `false`: nothing that memcached speaks.
-    fn decide<E: FnMut(&Observation<'_>)>(
-        &mut self,
-        connection: &mut Connection,
-        bytes: &[u8],
-        sink: &mut Sink<'_, E>,
-    ) -> bool {
-        if bytes[0] == 0x80 {
-            connection.protocol = Protocol::Binary;
-        } else if is_tls(bytes) {
-            self.turn_opaque(connection, Anomaly::TlsFlow, sink);
-            return false;
-        } else {
-            connection.protocol = Protocol::Text;
-        }
-        true
-    }
-
-    fn lose<E: FnMut(&Observation<'_>)>(
-        &mut self,
-        connection: &mut Connection,
-        direction: Direction,
-        sink: &mut Sink<'_, E>,
-    ) {
-        connection.framing[direction.index()] = Framing::Lost;
-        if direction == Direction::ToServer {
-            connection.keys = None;
-            // The requests before the gap keep their answers, as far as these come before the server is lost as well.
-        } else {
-            connection.in_answer = false;
-            self.give_up_all(connection, sink);
-        }
-    }
-
-    /// Every outstanding request is counted without its outcome.
-    pub(super) fn give_up_all<E: FnMut(&Observation<'_>)>(
-        &mut self,
-        connection: &mut Connection,
-        sink: &mut Sink<'_, E>,
-    ) {
-        while !connection.queue.is_empty() {
-            self.finish_front(connection, Outcome::Unseen, sink);
-        }
-    }
-
-    /// Adds a request that waits for an answer. Without room the oldest is counted without its outcome.
-    pub(super) fn push<E: FnMut(&Observation<'_>)>(
-        &mut self,
-        connection: &mut Connection,
-        request: &Request,
-        sink: &mut Sink<'_, E>,
-    ) {
-        let mut request = *request;
-        if connection.is_datagram {
-            request.end = 0;
-        }
-        let request = &request;
-        let limit = if connection.saw_answers {
-            self.limits.requests_per_connection_max
-        } else {
-            self.limits.requests_without_answers_max
-        };
-        let lost = connection.framing[1] == Framing::Lost;
-        // A line of keys is answered as a whole: none of it is given up while it is read.
-        let in_line = self.pool.back_mut(&connection.queue).is_some_and(|last| !last.is_last_of_line);
-        let limit = if in_line { self.limits.requests_per_connection_max } else { limit };
-        if lost || connection.queue.len() >= limit || !self.pool.has_room() {
-            // Where the server's direction is lost an answer cannot be paired anyway.
-            let full = !lost && connection.saw_answers;
-            if full {
-                sink.anomalies.count(Anomaly::RequestShed);
-            }
-            if connection.queue.is_empty() || lost {
-                emit_request(request, Outcome::Unseen, sink);
+    fn settle_front(&mut self, outcome: Outcome, bytes: u64, answered: Timestamp) {
+        loop {
+            let front = self.connection.line.front;
+            if front == NONE {
                 return;
             }
-            if full {
-                // The order is void once one is missing.
-                self.lose(connection, Direction::ToClient, sink);
-                emit_request(request, Outcome::Unseen, sink);
+            let request = self.queue.request_mut(front);
+            request.outcome.get_or_insert(outcome);
+            request.answered = answered;
+            let last = request.traits.has(Traits::LAST);
+            if last {
+                request.response_bytes += bytes;
+            }
+            if self.connection.provisional {
+                self.queue.hold(&mut self.connection.line);
+                if self.connection.line.held > self.limits.held_max {
+                    self.release(true);
+                }
+            } else {
+                self.release(false);
+            }
+            if last {
                 return;
             }
-            self.finish_front(connection, Outcome::Unseen, sink);
         }
-        self.pool.push(&mut connection.queue, request);
     }
 
-    /// Takes the oldest request off the queue and counts it.
-    pub(super) fn finish_front<E: FnMut(&Observation<'_>)>(
-        &mut self,
-        connection: &mut Connection,
-        outcome: Outcome,
-        sink: &mut Sink<'_, E>,
-    ) {
-        let Some(request) = self.pool.pop(&mut connection.queue) else { return };
-        let outcome = if request.is_hit && outcome == Outcome::Unseen { Outcome::Hit } else { outcome };
-        if outcome == Outcome::Unseen && !request.is_quiet {
-            sink.anomalies.count(Anomaly::UnmatchedRequest);
-        } else if !connection.is_pipelining {
-            connection.exchanges = connection.exchanges.saturating_add(1);
+    /// Whether waiting for the server has become pointless: nothing of it was ever seen.
+    pub(super) fn give_up_waiting(&mut self, now: Timestamp) {
+        let connection = &*self.connection;
+        if connection.server_lost {
+            self.abandon();
+            return;
         }
-        emit_request(request, outcome, sink);
+        if connection.server_seen || connection.line.count < ONE_SIDED_REQUESTS {
+            return;
+        }
+        let oldest = self.queue.request(connection.line.head).timestamp;
+        if now.since(oldest) >= self.limits.one_sided_after {
+            self.connection.one_sided = true;
+            self.connection.server_lost = true;
+            self.abandon();
+        }
     }
-}
 
-/// Counts a request with its outcome.
-pub(super) fn emit_request<E: FnMut(&Observation<'_>)>(
-    request: &Request,
-    outcome: Outcome,
-    sink: &mut Sink<'_, E>,
-) {
-    let latency = match request.answered {
-        Some(answered) if !request.is_quiet && answered >= request.completed => {
-            Some(answered.since(request.completed))
+    /// Whether the packet that began the answer had seen the whole of this request, or, for a refusal, its line.
+    pub(super) fn is_acknowledged(&self, slot: u32, refused: bool) -> bool {
+        let Some(acknowledged) = self.connection.answer.and_then(|answer| answer.acknowledged) else {
+            return true;
+        };
+        if self.transport == Transport::Udp {
+            return true;
         }
-        _ => None,
-    };
-    (sink.emit)(&Observation {
-        timestamp: request.completed,
-        command: request.command,
-        outcome,
-        key: request.key(),
-        request_bytes: request.request_bytes,
-        response_bytes: request.response_bytes,
-        latency,
-        notes: ObservationNotes { quiet: request.is_quiet, ..request.notes },
-    });
-}
+        let request = self.queue.request(slot);
+        let stores = request.traits.has(Traits::STORES);
+        let body = if refused && stores { request.extra as u32 } else { 0 };
+        acknowledged.wrapping_sub(request.end.wrapping_sub(body)) as i32 >= 0
+    }
 
-/// Counts a request that nobody will answer.
-pub(super) fn emit_silent<E: FnMut(&Observation<'_>)>(
-    request: &Request,
-    outcome: Outcome,
-    sink: &mut Sink<'_, E>,
-) {
-    let mut silent = *request;
-    silent.is_quiet = true;
-    emit_request(&silent, outcome, sink);
-}
+    /// Notes when and with which knowledge an answer began, unless one is under way.
+    pub(super) fn begin_answer(&mut self, bytes: &StreamBytes<'_>, used: usize) {
+        self.connection.answer.get_or_insert(Beginning {
+            timestamp: bytes.timestamp,
+            acknowledged: (bytes.segment_start && used == 0).then_some(bytes.acknowledged),
+        });
+    }
 
-/// A response line or frame whose request was not seen; its bytes are counted with the target's totals.
-pub(super) fn unmatched<E>(sink: &mut Sink<'_, E>) {
-    sink.anomalies.count(Anomaly::UnmatchedResponse);
-}
+    /// Whether an answer to a request that we do not know is nothing to wonder about.
+    pub(super) fn is_client_unseen(&self) -> bool {
+        !self.connection.client_seen
+    }
 
-/// Whether bytes begin with a request beyond doubt.
-fn is_request(bytes: &[u8]) -> bool {
-    if bytes[0] == 0x80 { binary::is_request(bytes) } else { text::is_request(bytes) }
-}
-
-/// A TLS record: content type 20 to 23, version 3.0 to 3.4 (RFC 8446 §5.1).
-fn is_tls(bytes: &[u8]) -> bool {
-    matches!(bytes, [0x14..=0x17, 0x03, 0x00..=0x04, ..])
+    /// A request that never gets an answer, and says so.
+    pub(super) fn is_silent(reply: Reply, command: Command) -> bool {
+        reply == Reply::Nothing && command == Command::Quit
+    }
 }

@@ -20,6 +20,7 @@ fn limits() -> ReassemblyLimits {
         exchanges_max: 64,
         held_datagrams_max: 32,
         datagram_carries_max: 8,
+        hold: Duration::from_millis(2),
         ..ReassemblyLimits::default()
     }
 }

@@ -33,6 +33,7 @@ fn limits() -> ReassemblyLimits {
         held_segments_max: 128,
         held_blocks_max: 256,
         carries_max: 64,
+        hold: Duration::from_millis(2),
         ..ReassemblyLimits::default()
     }
 }
