@@ -1,3 +1,281 @@
 //! From observations to rankings: per target, tables with a byte budget, and the snapshots that reports are made of.
+//!
+//! Each worker owns a [`Collector`] and nobody else touches it: all memory is taken at the start, an observation costs a fixed
+//! amount of work, and nothing on the way allocates, locks or waits. When an interval closes, its rows are copied into
+//! a [`Harvest`], which travels to the reporter, where [`merge`] makes a [`snapshot::Snapshot`] of all workers' harvests.
+//!
+//! Figures are exact while the tables have room. When they have not, every row says by how much it can be wrong
+//! (`err`), and every snapshot what an unlisted row can have had ([`snapshot::Bounds`]). The requests in doubt, `err` of them, stand among a
+//! row's `gets` as gets of unknown outcome; every other figure of such a row is a lower bound.
 
+mod arena;
+mod harvest;
+mod latency;
+mod merge;
+mod numbers;
+mod pairs;
 pub mod snapshot;
+mod spill;
+mod table;
+mod target;
+pub mod window;
+
+pub use harvest::Harvest;
+pub use latency::ResponseTimes;
+pub use merge::merge;
+
+use crate::model::{FlowTuple, TargetId};
+use crate::parser::Observation;
+use crate::reassembly::TargetTally;
+use foldhash::SharedSeed;
+use foldhash::quality::SeedableRandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::OnceLock;
+use table::{Delta, KEY_BYTES_MAX};
+use target::{Origin, Request, Target};
+
+/// Least budget of a target's tables; some two thousand keys fit.
+pub const BUDGET_MIN: u64 = 512 << 10;
+
+/// Observations that are counted together, so that their cache lines are fetched at the same time.
+const BATCH: usize = 32;
+
+/// What a collector is made of.
+#[derive(Clone, Debug, Default)]
+pub struct CollectorOptions {
+    /// By `TargetId`.
+    pub targets: Vec<TargetOptions>,
+    /// Of the hash functions; `None`: random, the same for all collectors of the process.
+    pub seed: Option<u64>,
+}
+
+/// What one target is given.
+#[derive(Clone, Debug)]
+pub struct TargetOptions {
+    /// Memory of its tables, taken at once.
+    pub budget_bytes: u64,
+    /// Keep a table of servers (a CIDR or `*`).
+    pub servers: bool,
+}
+
+/// Why there is no collector.
+#[derive(Debug, thiserror::Error)]
+pub enum CollectorError {
+    /// The budget does not hold tables of any use.
+    #[error("a budget of {bytes} bytes is too small: a target's tables need at least {least}")]
+    BudgetTooSmall {
+        /// What was given.
+        bytes: u64,
+        /// What is needed.
+        least: u64,
+    },
+    /// The system does not give the memory.
+    #[error("cannot reserve {bytes} bytes for a target's tables: {source}")]
+    Memory {
+        /// What was asked for.
+        bytes: u64,
+        /// What the system says.
+        source: std::io::Error,
+    },
+}
+
+/// Rows that a target's tables hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capacity {
+    /// Keys.
+    pub keys: usize,
+    /// (key, client IP) pairs.
+    pub pairs: usize,
+    /// Clients by IP.
+    pub clients: usize,
+    /// Clients by IP and port.
+    pub sockets: usize,
+    /// Servers; 0 without a table of them.
+    pub servers: usize,
+}
+
+/// A waiting observation. Its key is in `Batch::keys`, at its own index.
+#[derive(Clone, Copy)]
+struct Waiting {
+    target: u16,
+    key_length: u8,
+    /// Index into `Batch::origins`.
+    origin: u8,
+    key_hash: u64,
+    delta: Delta,
+}
+
+/// Observations of any targets that wait to be counted.
+struct Batch {
+    /// The first `count` are waiting.
+    waiting: [Waiting; BATCH],
+    keys: [[u8; KEY_BYTES_MAX]; BATCH],
+    count: usize,
+    /// Of the waiting ones; a run of observations of the same flow shares one. The last of `origin_count` is `last`'s.
+    origins: [Origin; BATCH],
+    origin_count: usize,
+    last: Option<FlowTuple>,
+}
+
+impl Batch {
+    const NOTHING: Waiting = Waiting { target: 0, key_length: 0, origin: 0, key_hash: 0, delta: Delta::NONE };
+
+    fn new() -> Box<Batch> {
+        Box::new(Batch {
+            waiting: [Batch::NOTHING; BATCH],
+            keys: [[0; KEY_BYTES_MAX]; BATCH],
+            count: 0,
+            origins: [Origin::NONE; BATCH],
+            origin_count: 0,
+            last: None,
+        })
+    }
+
+    #[inline(always)]
+    fn request(&self, index: usize) -> (usize, Request<'_>) {
+        let waiting = &self.waiting[index];
+        let request = Request {
+            key: &self.keys[index][..usize::from(waiting.key_length)],
+            key_hash: waiting.key_hash,
+            origin: &self.origins[usize::from(waiting.origin)],
+            delta: &waiting.delta,
+        };
+        (usize::from(waiting.target), request)
+    }
+}
+
+/// One worker's figures of all targets.
+pub struct Collector {
+    /// By `TargetId`.
+    targets: Vec<Target>,
+    hasher: SeedableRandomState,
+    /// Names the hash function: harvests with the same seed can be joined by hash.
+    seed: u64,
+    batch: Box<Batch>,
+}
+
+impl Collector {
+    /// Takes all memory that the tables will ever use.
+    pub fn new(options: &CollectorOptions) -> Result<Collector, CollectorError> {
+        if let Some(small) = options.targets.iter().find(|target| target.budget_bytes < BUDGET_MIN) {
+            return Err(CollectorError::BudgetTooSmall { bytes: small.budget_bytes, least: BUDGET_MIN });
+        }
+        Collector::of_any_size(options)
+    }
+
+    fn of_any_size(options: &CollectorOptions) -> Result<Collector, CollectorError> {
+        let targets =
+            options.targets.iter().map(Target::new).collect::<Result<Vec<Target>, CollectorError>>()?;
+        let (seed, shared) = match options.seed {
+            Some(seed) => (seed, SharedSeed::global_fixed()),
+            None => (process_seed(), SharedSeed::global_random()),
+        };
+        let hasher = SeedableRandomState::with_seed(seed, shared);
+        Ok(Collector { targets, hasher, seed, batch: Batch::new() })
+    }
+
+    /// What a target's tables hold.
+    pub fn capacity(&self, target: TargetId) -> Capacity {
+        self.targets.get(target.index()).map_or(Capacity::default(), Target::capacity)
+    }
+
+    /// Counts an observation. Tables learn of it with its batch, at the latest when the interval is closed.
+    #[inline]
+    pub fn observe(&mut self, tuple: &FlowTuple, observation: &Observation<'_>) {
+        let Some(target) = self.targets.get_mut(tuple.target.index()) else {
+            return;
+        };
+        target.count(observation);
+        if !observation.command.is_keyed() {
+            return;
+        }
+        let key = &observation.key[..observation.key.len().min(KEY_BYTES_MAX)];
+        let origin = self.origin(tuple);
+        let key_hash = hash(&self.hasher, key);
+        let batch = &mut *self.batch;
+        batch.keys[batch.count][..key.len()].copy_from_slice(key);
+        batch.waiting[batch.count] = Waiting {
+            target: tuple.target.0,
+            key_length: key.len() as u8,
+            origin,
+            key_hash,
+            delta: Delta::of(observation),
+        };
+        batch.count += 1;
+        if batch.count == BATCH {
+            self.flush();
+        }
+    }
+
+    /// The index of a tuple's origin in the batch.
+    #[inline]
+    fn origin(&mut self, tuple: &FlowTuple) -> u8 {
+        let batch = &mut *self.batch;
+        if batch.origin_count == 0 || batch.last.as_ref() != Some(tuple) {
+            let hasher = &self.hasher;
+            let origin = Origin::new(&tuple.client, &tuple.server, |bytes| hash(hasher, bytes));
+            batch.origins[batch.origin_count] = origin;
+            batch.origin_count += 1;
+            batch.last = Some(*tuple);
+        }
+        batch.origin_count as u8 - 1
+    }
+
+    /// Applies what is waiting.
+    pub fn flush(&mut self) {
+        let Collector { targets, batch, .. } = self;
+        for index in 0..batch.count {
+            let (target, request) = batch.request(index);
+            targets[target].prefetch(&request);
+        }
+        let (mut late, mut late_count) = ([0u8; BATCH], 0);
+        for index in 0..batch.count {
+            let (target, request) = batch.request(index);
+            if targets[target].prefetch_slots(&request) {
+                late[late_count] = index as u8;
+                late_count += 1;
+            }
+        }
+        for &index in &late[..late_count] {
+            let (target, request) = batch.request(usize::from(index));
+            targets[target].prefetch_second(&request);
+        }
+        for index in 0..batch.count {
+            let (target, request) = batch.request(index);
+            targets[target].update(&request);
+        }
+        (batch.count, batch.origin_count) = (0, 0);
+    }
+
+    /// Adds what reassembly counted for a target.
+    pub fn add_tally(&mut self, target: TargetId, tally: &TargetTally) {
+        if let Some(target) = self.targets.get_mut(target.index()) {
+            target.add_tally(tally);
+        }
+    }
+
+    /// Copies a target's interval into `harvest`, whose old contents are lost, and begins its next one.
+    pub fn close_interval(&mut self, target: TargetId, harvest: &mut Harvest) {
+        self.flush();
+        if let Some(target) = self.targets.get_mut(target.index()) {
+            target.close_interval(harvest);
+            harvest.seed = self.seed;
+        }
+    }
+}
+
+#[inline(always)]
+fn hash(hasher: &SeedableRandomState, bytes: &[u8]) -> u64 {
+    let mut hasher = hasher.build_hasher();
+    hasher.write(bytes);
+    hasher.finish()
+}
+
+/// A random number that stays the same until the process ends.
+fn process_seed() -> u64 {
+    static SEED: OnceLock<u64> = OnceLock::new();
+    *SEED.get_or_init(|| std::hash::RandomState::new().build_hasher().finish())
+}
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 //!
 //! A snapshot owns its rows. Rows come ranked by nothing in particular; `ranking` puts questions to them.
 
+use super::latency::ResponseTimes;
 use crate::anomaly::AnomalyCounts;
 use crate::model::{Command, CommandClass, Endpoint, Outcome, Timestamp};
 use crate::parser::Observation;
@@ -124,6 +125,8 @@ pub struct Totals {
     pub commands: [CommandOutcomes; Command::COUNT],
     /// `mg` that won a lease, met a stale item, lost a lease.
     pub leases: [u64; 3],
+    /// Response times by command, so that those of several intervals can be put together.
+    pub response_times: ResponseTimes,
 }
 
 impl Default for Totals {
@@ -132,6 +135,7 @@ impl Default for Totals {
             counters: Counters::default(),
             commands: [CommandOutcomes::default(); Command::COUNT],
             leases: [0; 3],
+            response_times: ResponseTimes::default(),
         }
     }
 }
@@ -167,6 +171,7 @@ impl Totals {
         for (mine, theirs) in self.leases.iter_mut().zip(other.leases) {
             *mine += theirs;
         }
+        self.response_times.merge(&other.response_times);
     }
 }
 
@@ -262,7 +267,7 @@ pub struct Bounds {
 }
 
 /// The figures of one target over one interval.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
     /// The target's name.
     pub target: String,
