@@ -116,7 +116,6 @@ fn snapshot() -> Snapshot {
     let mut loss = Loss { packets: 1_281_000, ..Loss::default() };
     loss.anomalies.add(Anomaly::DuplicateSegment, 12);
     Snapshot {
-        histograms: Default::default(),
         target: "cache-a".to_string(),
         address: "10.1.0.5:11211".to_string(),
         start: Timestamp::from_parts(START_SECS, 0),

@@ -1,243 +1,281 @@
 //! From observations to rankings: per target, tables with a byte budget, and the snapshots that reports are made of.
 //!
-//! A [`Collector`] belongs to one worker and is private to it; the reporter merges the workers' [`Harvest`]s with [`merge`].
-//! Tables are allocated at start-up from the target's budget and never grow. While an interval's traffic fits, every figure is exact; a
-//! key that finds no room is counted (`Anomaly::Eviction`) and bounds what an unlisted key can have had ([`snapshot::Bounds`]).
+//! Each worker owns a [`Collector`] and nobody else touches it: all memory is taken at the start, an observation costs a fixed
+//! amount of work, and nothing on the way allocates, locks or waits. When an interval closes, its rows are copied into
+//! a [`Harvest`], which travels to the reporter, where [`merge`] makes a [`snapshot::Snapshot`] of all workers' harvests.
+//!
+//! Figures are exact while the tables have room. When they have not, every row says by how much it can be wrong
+//! (`err`), and every snapshot what an unlisted row can have had ([`snapshot::Bounds`]). The requests in doubt, `err` of them, stand among a
+//! row's `gets` as gets of unknown outcome; every other figure of such a row is a lower bound.
 
-pub mod harvest;
+mod arena;
+mod harvest;
+mod latency;
+mod merge;
+mod numbers;
+mod pairs;
 pub mod snapshot;
+mod spill;
 mod table;
+mod target;
 pub mod window;
 
-pub use harvest::{Harvest, merge};
+pub use harvest::Harvest;
+pub use latency::ResponseTimes;
+pub use merge::merge;
 
-use crate::anomaly::{Anomaly, AnomalyCounts};
-use crate::model::{Command, FlowTuple, TargetId};
+use crate::model::{FlowTuple, TargetId};
 use crate::parser::Observation;
 use crate::reassembly::TargetTally;
-use harvest::TargetHarvest;
-use hdrhistogram::Histogram;
-use snapshot::{Counters, Totals};
-use table::{ByteKeys, CountTable, EndpointKeys, IdPairs};
+use foldhash::SharedSeed;
+use foldhash::quality::SeedableRandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::OnceLock;
+use table::{Delta, KEY_BYTES_MAX};
+use target::{Origin, Request, Target};
 
-/// What to set aside for whom.
+/// Least budget of a target's tables; some two thousand keys fit.
+pub const BUDGET_MIN: u64 = 512 << 10;
+
+/// Observations that are counted together, so that their cache lines are fetched at the same time.
+const BATCH: usize = 16;
+
+/// What a collector is made of.
 #[derive(Clone, Debug, Default)]
 pub struct CollectorOptions {
-    /// In the order of the targets' numbers.
+    /// By `TargetId`.
     pub targets: Vec<TargetOptions>,
-    /// Seed of the keyed hash; drawn at random when there is none.
+    /// Of the hash functions; `None`: random, the same for all collectors of the process.
     pub seed: Option<u64>,
 }
 
-/// One target's part.
-#[derive(Clone, Copy, Debug)]
+/// What one target is given.
+#[derive(Clone, Debug)]
 pub struct TargetOptions {
-    /// Bytes of all its tables together.
+    /// Memory of its tables, taken at once.
     pub budget_bytes: u64,
-    /// Whether to keep a table of its servers (a network or `*`).
+    /// Keep a table of servers (a CIDR or `*`).
     pub servers: bool,
 }
 
-/// Why tables cannot be had.
+/// Why there is no collector.
 #[derive(Debug, thiserror::Error)]
 pub enum CollectorError {
-    /// The budget is too small for any table.
-    #[error("a budget of {0} bytes a target is too small: at least {BUDGET_BYTES_MIN} are needed")]
-    BudgetTooSmall(u64),
-    /// There is no memory.
-    #[error("no memory for tables of {0} bytes: lower --budget-mb or the number of targets")]
-    NoMemory(u64),
+    /// The budget does not hold tables of any use.
+    #[error("a budget of {bytes} bytes is too small: a target's tables need at least {least}")]
+    BudgetTooSmall {
+        /// What was given.
+        bytes: u64,
+        /// What is needed.
+        least: u64,
+    },
+    /// The system does not give the memory.
+    #[error("cannot reserve {bytes} bytes for a target's tables: {source}")]
+    Memory {
+        /// What was asked for.
+        bytes: u64,
+        /// What the system says.
+        source: std::io::Error,
+    },
 }
 
-/// Below this, tables would hold less than a small cache's hot keys.
-pub const BUDGET_BYTES_MIN: u64 = 1_000_000;
-
-/// How many rows a target's tables hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Rows that a target's tables hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capacity {
     /// Keys.
     pub keys: usize,
-    /// (Key, client) pairs.
+    /// (key, client IP) pairs.
     pub pairs: usize,
-    /// Clients by IP, and by IP:port.
+    /// Clients by IP.
     pub clients: usize,
+    /// Clients by IP and port.
+    pub sockets: usize,
+    /// Servers; 0 without a table of them.
+    pub servers: usize,
 }
 
-impl Capacity {
-    /// Shares of the budget: half of it for keys with their bytes, three tenths for pairs by IP and by socket, the rest for clients.
-    fn of(budget_bytes: u64) -> Capacity {
-        /// Counters, hash, index and 40 key bytes, the mean of production caches (Twitter's cluster traces, 2020).
-        const KEY_BYTES: u64 = 220;
-        const PAIR_BYTES: u64 = 48;
-        const CLIENT_BYTES: u64 = 180;
-        let rows = |share: u64, bytes: u64| {
-            usize::try_from(budget_bytes / 100 * share / bytes).unwrap_or(usize::MAX).max(64)
+/// A waiting observation. Its key is in `Batch::keys`, at its own index.
+#[derive(Clone, Copy)]
+struct Waiting {
+    target: u16,
+    key_length: u8,
+    /// Index into `Batch::origins`.
+    origin: u8,
+    key_hash: u64,
+    delta: Delta,
+}
+
+/// Observations of any targets that wait to be counted.
+struct Batch {
+    /// The first `count` are waiting.
+    waiting: [Waiting; BATCH],
+    keys: [[u8; KEY_BYTES_MAX]; BATCH],
+    count: usize,
+    /// Of the waiting ones; a run of observations of the same flow shares one. The last of `origin_count` is `last`'s.
+    origins: [Origin; BATCH],
+    origin_count: usize,
+    last: Option<FlowTuple>,
+}
+
+impl Batch {
+    const NOTHING: Waiting = Waiting { target: 0, key_length: 0, origin: 0, key_hash: 0, delta: Delta::NONE };
+
+    fn new() -> Box<Batch> {
+        Box::new(Batch {
+            waiting: [Batch::NOTHING; BATCH],
+            keys: [[0; KEY_BYTES_MAX]; BATCH],
+            count: 0,
+            origins: [Origin::NONE; BATCH],
+            origin_count: 0,
+            last: None,
+        })
+    }
+
+    #[inline(always)]
+    fn request(&self, index: usize) -> (usize, Request<'_>) {
+        let waiting = &self.waiting[index];
+        let request = Request {
+            key: &self.keys[index][..usize::from(waiting.key_length)],
+            key_hash: waiting.key_hash,
+            origin: &self.origins[usize::from(waiting.origin)],
+            delta: &waiting.delta,
         };
-        Capacity { keys: rows(50, KEY_BYTES), pairs: rows(15, PAIR_BYTES), clients: rows(6, CLIENT_BYTES) }
+        (usize::from(waiting.target), request)
     }
 }
 
-/// Response times from 1 µs to a minute with two significant digits: 13 KB each, no allocation when recording.
-fn histogram() -> Histogram<u64> {
-    /// Longest response time told apart, microseconds.
-    const LONGEST_US: u64 = 60_000_000;
-    Histogram::new_with_bounds(1, LONGEST_US, 2).expect("the bounds are in order")
-}
-
-struct TargetTables {
-    capacity: Capacity,
-    totals: Totals,
-    anomalies: AnomalyCounts,
-    packets: [u64; 2],
-    payload_packets: [u64; 2],
-    latency: Histogram<u64>,
-    /// By `Command::index`.
-    command_latency: Vec<Histogram<u64>>,
-    keys: CountTable<ByteKeys, Counters>,
-    clients: CountTable<EndpointKeys, Counters>,
-    sockets: CountTable<EndpointKeys, Counters>,
-    servers: Option<CountTable<EndpointKeys, Counters>>,
-    /// (Row of key, row of client) → requests.
-    pairs: CountTable<IdPairs, u64>,
-    /// (Row of key, row of socket) → requests.
-    socket_pairs: CountTable<IdPairs, u64>,
-}
-
-/// The tables of one worker, for every target.
+/// One worker's figures of all targets.
 pub struct Collector {
-    targets: Vec<TargetTables>,
+    /// By `TargetId`.
+    targets: Vec<Target>,
+    hasher: SeedableRandomState,
+    /// Names the hash function: harvests with the same seed can be joined by hash.
+    seed: u64,
+    batch: Box<Batch>,
 }
 
 impl Collector {
-    /// Allocates everything, so that it cannot fail later.
+    /// Takes all memory that the tables will ever use.
     pub fn new(options: &CollectorOptions) -> Result<Collector, CollectorError> {
-        let targets = options.targets.iter().map(|target| TargetTables::new(target, options.seed));
-        Ok(Collector { targets: targets.collect::<Result<_, _>>()? })
+        if let Some(small) = options.targets.iter().find(|target| target.budget_bytes < BUDGET_MIN) {
+            return Err(CollectorError::BudgetTooSmall { bytes: small.budget_bytes, least: BUDGET_MIN });
+        }
+        Collector::of_any_size(options)
+    }
+
+    fn of_any_size(options: &CollectorOptions) -> Result<Collector, CollectorError> {
+        let targets =
+            options.targets.iter().map(Target::new).collect::<Result<Vec<Target>, CollectorError>>()?;
+        let (seed, shared) = match options.seed {
+            Some(seed) => (seed, SharedSeed::global_fixed()),
+            None => (process_seed(), SharedSeed::global_random()),
+        };
+        let hasher = SeedableRandomState::with_seed(seed, shared);
+        Ok(Collector { targets, hasher, seed, batch: Batch::new() })
     }
 
     /// What a target's tables hold.
     pub fn capacity(&self, target: TargetId) -> Capacity {
-        self.targets[target.index()].capacity
+        self.targets.get(target.index()).map_or(Capacity::default(), Target::capacity)
     }
 
-    /// Counts one observation. Never allocates.
+    /// Counts an observation. Tables learn of it with its batch, at the latest when the interval is closed.
     #[inline]
     pub fn observe(&mut self, tuple: &FlowTuple, observation: &Observation<'_>) {
-        self.targets[tuple.target.index()].observe(tuple, observation);
-    }
-
-    /// Applies what waits to be applied in a batch.
-    pub fn flush(&mut self) {}
-
-    /// Adds what reassembly and parser counted for a target.
-    pub fn add_tally(&mut self, target: TargetId, tally: &TargetTally) {
-        let tables = &mut self.targets[target.index()];
-        tables.totals.add_payload(tally.payload_bytes[0], tally.payload_bytes[1]);
-        tables.anomalies.merge(&tally.anomalies);
-        for direction in 0..2 {
-            tables.packets[direction] += tally.packets[direction];
-            tables.payload_packets[direction] += tally.payload_packets[direction];
-        }
-    }
-
-    /// Copies a target's rows into `harvest` and begins a new interval.
-    pub fn close_interval(&mut self, target: TargetId, harvest: &mut Harvest) {
-        let tables = &mut self.targets[target.index()];
-        harvest.fill(TargetHarvest {
-            totals: &tables.totals,
-            anomalies: &tables.anomalies,
-            packets: tables.packets,
-            payload_packets: tables.payload_packets,
-            latency: &tables.latency,
-            command_latency: &tables.command_latency,
-            keys: &tables.keys,
-            clients: &tables.clients,
-            sockets: &tables.sockets,
-            servers: tables.servers.as_ref(),
-            pairs: &tables.pairs,
-            socket_pairs: &tables.socket_pairs,
-        });
-        tables.clear();
-    }
-}
-
-impl TargetTables {
-    fn new(options: &TargetOptions, seed: Option<u64>) -> Result<TargetTables, CollectorError> {
-        if options.budget_bytes < BUDGET_BYTES_MIN {
-            return Err(CollectorError::BudgetTooSmall(options.budget_bytes));
-        }
-        let capacity = Capacity::of(options.budget_bytes);
-        let no_memory = |_| CollectorError::NoMemory(options.budget_bytes);
-        let servers = options.servers.then(|| CountTable::new(capacity.clients / 8, seed)).transpose();
-        Ok(TargetTables {
-            capacity,
-            totals: Totals::default(),
-            anomalies: AnomalyCounts::default(),
-            packets: [0; 2],
-            payload_packets: [0; 2],
-            latency: histogram(),
-            command_latency: (0..Command::COUNT).map(|_| histogram()).collect(),
-            keys: CountTable::new(capacity.keys, seed).map_err(no_memory)?,
-            clients: CountTable::new(capacity.clients, seed).map_err(no_memory)?,
-            sockets: CountTable::new(capacity.clients, seed).map_err(no_memory)?,
-            servers: servers.map_err(no_memory)?,
-            pairs: CountTable::new(capacity.pairs, seed).map_err(no_memory)?,
-            socket_pairs: CountTable::new(capacity.pairs, seed).map_err(no_memory)?,
-        })
-    }
-
-    #[inline]
-    fn observe(&mut self, tuple: &FlowTuple, observation: &Observation<'_>) {
-        self.totals.observe(observation);
-        if let Some(latency) = observation.latency {
-            let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX).max(1);
-            self.latency.saturating_record(micros);
-            self.command_latency[observation.command.index()].saturating_record(micros);
-        }
+        let Some(target) = self.targets.get_mut(tuple.target.index()) else {
+            return;
+        };
+        target.count(observation);
         if !observation.command.is_keyed() {
             return;
         }
-        let count = |counters: &mut Counters| counters.observe(observation);
-        let key = self.keys.update(observation.key, count);
-        let client = self.clients.update(&tuple.client.without_port(), count);
-        let socket = self.sockets.update(&tuple.client, count);
-        if let Some(servers) = &mut self.servers {
-            let server = servers.update(&tuple.server, count);
-            self.count_eviction(server.is_none());
+        let key = &observation.key[..observation.key.len().min(KEY_BYTES_MAX)];
+        let origin = self.origin(tuple);
+        let key_hash = hash(&self.hasher, key);
+        let batch = &mut *self.batch;
+        batch.keys[batch.count][..key.len()].copy_from_slice(key);
+        batch.waiting[batch.count] = Waiting {
+            target: tuple.target.0,
+            key_length: key.len() as u8,
+            origin,
+            key_hash,
+            delta: Delta::of(observation),
+        };
+        batch.count += 1;
+        if batch.count == BATCH {
+            self.flush();
         }
-        if let (Some(key), Some(client)) = (key, client) {
-            let pair = self.pairs.update(&(key, client), |requests| *requests += 1);
-            self.count_eviction(pair.is_none());
-        }
-        if let (Some(key), Some(socket)) = (key, socket) {
-            let pair = self.socket_pairs.update(&(key, socket), |requests| *requests += 1);
-            self.count_eviction(pair.is_none());
-        }
-        self.count_eviction(key.is_none());
-        self.count_eviction(client.is_none());
-        self.count_eviction(socket.is_none());
     }
 
+    /// The index of a tuple's origin in the batch.
     #[inline]
-    fn count_eviction(&mut self, evicted: bool) {
-        if evicted {
-            self.anomalies.count(Anomaly::Eviction);
+    fn origin(&mut self, tuple: &FlowTuple) -> u8 {
+        let batch = &mut *self.batch;
+        if batch.origin_count == 0 || batch.last.as_ref() != Some(tuple) {
+            let hasher = &self.hasher;
+            let origin = Origin::new(&tuple.client, &tuple.server, |bytes| hash(hasher, bytes));
+            batch.origins[batch.origin_count] = origin;
+            batch.origin_count += 1;
+            batch.last = Some(*tuple);
+        }
+        batch.origin_count as u8 - 1
+    }
+
+    /// Applies what is waiting.
+    pub fn flush(&mut self) {
+        let Collector { targets, batch, .. } = self;
+        for index in 0..batch.count {
+            let (target, request) = batch.request(index);
+            targets[target].prefetch(&request);
+        }
+        let (mut late, mut late_count) = ([0u8; BATCH], 0);
+        for index in 0..batch.count {
+            let (target, request) = batch.request(index);
+            if targets[target].prefetch_slots(&request) {
+                late[late_count] = index as u8;
+                late_count += 1;
+            }
+        }
+        for &index in &late[..late_count] {
+            let (target, request) = batch.request(usize::from(index));
+            targets[target].prefetch_second(&request);
+        }
+        for index in 0..batch.count {
+            let (target, request) = batch.request(index);
+            targets[target].update(&request);
+        }
+        (batch.count, batch.origin_count) = (0, 0);
+    }
+
+    /// Adds what reassembly counted for a target.
+    pub fn add_tally(&mut self, target: TargetId, tally: &TargetTally) {
+        if let Some(target) = self.targets.get_mut(target.index()) {
+            target.add_tally(tally);
         }
     }
 
-    fn clear(&mut self) {
-        self.totals = Totals::default();
-        self.anomalies = AnomalyCounts::default();
-        (self.packets, self.payload_packets) = ([0; 2], [0; 2]);
-        self.latency.reset();
-        self.command_latency.iter_mut().for_each(Histogram::reset);
-        self.keys.clear();
-        self.clients.clear();
-        self.sockets.clear();
-        if let Some(servers) = &mut self.servers {
-            servers.clear();
+    /// Copies a target's interval into `harvest`, whose old contents are lost, and begins its next one.
+    pub fn close_interval(&mut self, target: TargetId, harvest: &mut Harvest) {
+        self.flush();
+        if let Some(target) = self.targets.get_mut(target.index()) {
+            target.close_interval(harvest);
+            harvest.seed = self.seed;
         }
-        self.pairs.clear();
-        self.socket_pairs.clear();
     }
 }
+
+#[inline(always)]
+fn hash(hasher: &SeedableRandomState, bytes: &[u8]) -> u64 {
+    let mut hasher = hasher.build_hasher();
+    hasher.write(bytes);
+    hasher.finish()
+}
+
+/// A random number that stays the same until the process ends.
+fn process_seed() -> u64 {
+    static SEED: OnceLock<u64> = OnceLock::new();
+    *SEED.get_or_init(|| std::hash::RandomState::new().build_hasher().finish())
+}
+
+#[cfg(test)]
+mod tests;

@@ -2,10 +2,10 @@
 //!
 //! A snapshot owns its rows. Rows come ranked by nothing in particular; `ranking` puts questions to them.
 
+use super::latency::ResponseTimes;
 use crate::anomaly::AnomalyCounts;
 use crate::model::{Command, CommandClass, Endpoint, Outcome, Timestamp};
 use crate::parser::Observation;
-use hdrhistogram::Histogram;
 use std::time::Duration;
 
 /// The counters that a total, a key and a client have in common. Counts are requests; one request is one key's share.
@@ -125,6 +125,8 @@ pub struct Totals {
     pub commands: [CommandOutcomes; Command::COUNT],
     /// `mg` that won a lease, met a stale item, lost a lease.
     pub leases: [u64; 3],
+    /// Response times by command, so that those of several intervals can be put together.
+    pub response_times: ResponseTimes,
 }
 
 impl Default for Totals {
@@ -133,6 +135,7 @@ impl Default for Totals {
             counters: Counters::default(),
             commands: [CommandOutcomes::default(); Command::COUNT],
             leases: [0; 3],
+            response_times: ResponseTimes::default(),
         }
     }
 }
@@ -168,6 +171,7 @@ impl Totals {
         for (mine, theirs) in self.leases.iter_mut().zip(other.leases) {
             *mine += theirs;
         }
+        self.response_times.merge(&other.response_times);
     }
 }
 
@@ -238,67 +242,6 @@ pub struct LatencySummary {
     pub samples: u64,
 }
 
-/// Distributions of response times, microseconds.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Histograms {
-    all: Option<Histogram<u64>>,
-    commands: Vec<(Command, Histogram<u64>)>,
-}
-
-impl Histograms {
-    /// Adds the response times of all commands together.
-    pub fn add(&mut self, more: &Histogram<u64>) {
-        match &mut self.all {
-            // Every histogram is made with the same bounds, and values outside them are counted at the bound.
-            Some(sum) => sum.add(more).expect("histograms have the same bounds"),
-            None => self.all = Some(more.clone()),
-        }
-    }
-
-    /// Adds the response times of one command.
-    pub fn add_command(&mut self, command: Command, more: &Histogram<u64>) {
-        match self.commands.iter_mut().find(|(known, _)| *known == command) {
-            Some((_, sum)) => sum.add(more).expect("histograms have the same bounds"),
-            None => self.commands.push((command, more.clone())),
-        }
-    }
-
-    /// Adds those of another set.
-    pub fn merge(&mut self, other: &Histograms) {
-        if let Some(more) = &other.all {
-            self.add(more);
-        }
-        for (command, more) in &other.commands {
-            self.add_command(*command, more);
-        }
-    }
-
-    /// Percentiles of all commands together, and of each that had any.
-    pub fn summaries(&self) -> (LatencySummary, Vec<(Command, LatencySummary)>) {
-        let commands =
-            self.commands.iter().map(|(command, histogram)| (*command, LatencySummary::of(histogram)));
-        (self.all.as_ref().map(LatencySummary::of).unwrap_or_default(), commands.collect())
-    }
-
-    /// Forgets everything.
-    pub fn clear(&mut self) {
-        self.all = None;
-        self.commands.clear();
-    }
-}
-
-impl LatencySummary {
-    fn of(histogram: &Histogram<u64>) -> LatencySummary {
-        LatencySummary {
-            p50: histogram.value_at_quantile(0.5),
-            p90: histogram.value_at_quantile(0.9),
-            p99: histogram.value_at_quantile(0.99),
-            max: histogram.max(),
-            samples: histogram.len(),
-        }
-    }
-}
-
 /// What could be missing from the figures, by cause.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Loss {
@@ -342,8 +285,6 @@ pub struct Snapshot {
     pub latency: LatencySummary,
     /// Response times by command, those that had any.
     pub command_latency: Vec<(Command, LatencySummary)>,
-    /// What both are read off, so that snapshots can be added.
-    pub histograms: Histograms,
     /// Distinct client IPs seen.
     pub clients_seen: u64,
     /// Distinct client sockets seen.

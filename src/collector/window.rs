@@ -1,260 +1,360 @@
-//! Reports that cover more than one interval: the last minute, ten minutes, hour, or everything since the start.
+//! Snapshots of consecutive intervals as one: the last minute, the last hour, everything since the start.
 //!
-//! Intervals are never decayed; a window is the sum of the snapshots that lie in it. A row is missing from a snapshot when it
-//! had at most `bounds.key` requests in it, and so a window's bounds are the sums of its snapshots' bounds, and the error of
-//! a row grows by the bound of each snapshot that does not list it.
+//! What is certain adds up, and so do bounds: a row that an interval does not list may have had that interval's bound. So a
+//! folded row's truth still lies in `[requests - err, requests]`. Memory is limited: what a window keeps of an interval is cut
+//! to its heaviest rows, which raises the bounds and nothing else.
 
-use super::snapshot::{ClientRow, KeyRow, PairRow, ServerRow, Snapshot};
+use super::merge::{Share, settle_pairs};
+use super::snapshot::{Bounds, ClientRow, Counters, KeyRow, ServerRow, Snapshot};
 use crate::model::Endpoint;
+use foldhash::quality::RandomState;
 use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
 use std::time::Duration;
 
-/// Snapshots that a window keeps; an hour of intervals of a second. A longer list loses its oldest, and says so by its start.
-const SNAPSHOTS_MAX: usize = 3600;
+/// Parts that a window of any length is kept in. Its end slides by whole intervals, its start by these.
+const SLOTS: u32 = 60;
 
-/// Rows of each table that a window since the start keeps; those with the fewest requests go, and raise the bound.
-const ROWS_MAX: usize = 131_072;
+/// Rows of a kind that a window keeps in all of its slots together.
+const ROWS_KEPT: usize = 524_288;
 
-/// Folds the snapshots of one target.
+/// Pairs that it keeps for each row.
+const PAIRS_PER_ROW: usize = 4;
+
+/// The last `length` of a target's snapshots.
 #[derive(Debug)]
 pub struct Window {
-    /// How far back the window reaches; none for everything since the start.
+    /// `None`: since the start.
     length: Option<Duration>,
-    /// What lies in the window, oldest first; for everything since the start one sum.
-    snapshots: VecDeque<Snapshot>,
+    /// In the order of time; one, since the start.
+    slots: VecDeque<Snapshot>,
+    /// Rows kept of a slot.
+    rows_max: usize,
 }
 
 impl Window {
-    /// A window of this length that ends with the newest snapshot, or one that never forgets.
+    /// A window that ends with the newest snapshot; `None`: one that began with the first.
     pub fn new(length: Option<Duration>) -> Window {
-        Window { length, snapshots: VecDeque::new() }
+        Window { length, slots: VecDeque::new(), rows_max: ROWS_KEPT }
     }
 
-    /// Takes the newest snapshot in and answers with the sum of all that lie in the window.
+    /// Takes an interval's snapshot and returns the window's that ends with it.
     pub fn fold(&mut self, snapshot: Snapshot) -> Snapshot {
-        match self.length {
-            Some(length) => {
-                let end = snapshot.end;
-                self.snapshots.push_back(snapshot);
-                let outside = |old: &Snapshot| end.since(old.start) > length;
-                while self.snapshots.len() > 1
-                    && (self.snapshots.len() > SNAPSHOTS_MAX || self.snapshots.front().is_some_and(outside))
-                {
-                    self.snapshots.pop_front();
-                }
-                sum(self.snapshots.iter())
+        self.expire(&snapshot);
+        self.push(snapshot);
+        let parts: Vec<&Snapshot> = self.slots.iter().collect();
+        match parts.as_slice() {
+            [] => Snapshot::default(),
+            [only] => (*only).clone(),
+            parts => combine(parts),
+        }
+    }
+
+    /// Forgets slots that began before the window does.
+    fn expire(&mut self, newest: &Snapshot) {
+        let Some(length) = self.length else { return };
+        while self.slots.front().is_some_and(|slot| newest.end.since(slot.start) > length) {
+            self.slots.pop_front();
+        }
+    }
+
+    fn push(&mut self, snapshot: Snapshot) {
+        let joins = self.slots.back().is_some_and(|last| match self.length {
+            None => true,
+            Some(length) => snapshot.end.since(last.start) <= length / SLOTS,
+        });
+        let mut slot = match self.slots.pop_back() {
+            Some(last) if joins => combine(&[&last, &snapshot]),
+            Some(last) => {
+                self.slots.push_back(last);
+                snapshot
             }
-            None => {
-                self.snapshots.push_back(snapshot);
-                let mut all = sum(self.snapshots.iter());
-                keep_most_requested(&mut all);
-                self.snapshots.clear();
-                self.snapshots.push_back(all.clone());
-                all
-            }
-        }
-    }
-}
-
-/// The sum of snapshots of one target, oldest first.
-fn sum<'a>(snapshots: impl Iterator<Item = &'a Snapshot> + Clone) -> Snapshot {
-    let mut all = Snapshot::default();
-    all.start = snapshots.clone().next().map_or(all.start, |first| first.start);
-    for snapshot in snapshots.clone() {
-        all.target.clone_from(&snapshot.target);
-        all.address.clone_from(&snapshot.address);
-        all.end = snapshot.end;
-        all.partial = snapshot.partial;
-        all.add(snapshot);
-    }
-    all.keys = sum_keys(snapshots.clone());
-    all.clients = sum_clients(snapshots.clone().map(|snapshot| (&snapshot.clients, snapshot.bounds.client)));
-    all.sockets = sum_clients(snapshots.clone().map(|snapshot| (&snapshot.sockets, snapshot.bounds.client)));
-    all.servers = sum_servers(snapshots);
-    // Distinct things seen in a window are those of its rows, or at least those of its richest interval.
-    all.keys_seen = all.keys_seen.max(all.keys.len() as u64);
-    all.clients_seen = all.clients_seen.max(all.clients.len() as u64);
-    all.connections_seen = all.connections_seen.max(all.sockets.len() as u64);
-    all
-}
-
-impl Snapshot {
-    /// Adds the figures that are not rows.
-    fn add(&mut self, other: &Snapshot) {
-        self.totals.merge(&other.totals);
-        self.loss.packets += other.loss.packets;
-        self.loss.ring_dropped += other.loss.ring_dropped;
-        self.loss.nic_dropped += other.loss.nic_dropped;
-        self.loss.anomalies.merge(&other.loss.anomalies);
-        self.bounds.key += other.bounds.key;
-        self.bounds.client += other.bounds.client;
-        self.bounds.pair += other.bounds.pair;
-        for direction in 0..2 {
-            self.packets_by_direction[direction] += other.packets_by_direction[direction];
-        }
-        self.histograms.merge(&other.histograms);
-        (self.latency, self.command_latency) = self.histograms.summaries();
-        self.keys_seen = self.keys_seen.max(other.keys_seen);
-        self.clients_seen = self.clients_seen.max(other.clients_seen);
-        self.connections_seen = self.connections_seen.max(other.connections_seen);
-    }
-}
-
-/// A row on its way: what it summed up to, and the snapshots' bounds that it was there for.
-struct Summed<R> {
-    row: R,
-    /// Sum of the bounds of the snapshots that listed it.
-    listed_bounds: u64,
-}
-
-fn sum_keys<'a>(snapshots: impl Iterator<Item = &'a Snapshot> + Clone) -> Vec<KeyRow> {
-    let bounds: u64 = snapshots.clone().map(|snapshot| snapshot.bounds.key).sum();
-    let mut sums: HashMap<&[u8], Summed<KeyRow>> = HashMap::new();
-    for snapshot in snapshots {
-        for row in &snapshot.keys {
-            let summed = sums.entry(&row.key).or_insert_with(|| Summed {
-                row: KeyRow { counters: Default::default(), err: 0, clients: Vec::new(), ..row.clone() },
-                listed_bounds: 0,
-            });
-            summed.row.counters.merge(&row.counters);
-            summed.row.err += row.err;
-            summed.listed_bounds += snapshot.bounds.key;
-            add_pairs(&mut summed.row.clients, &row.clients);
-        }
-    }
-    sums.into_values()
-        .map(|Summed { mut row, listed_bounds }| {
-            row.err += bounds - listed_bounds;
-            row.clients.sort_unstable_by_key(|pair| (std::cmp::Reverse(pair.requests), pair.client));
-            row
-        })
-        .collect()
-}
-
-fn add_pairs(sum: &mut Vec<PairRow>, more: &[PairRow]) {
-    for pair in more {
-        match sum.iter_mut().find(|known| known.client == pair.client) {
-            Some(known) => {
-                known.requests += pair.requests;
-                known.err += pair.err;
-            }
-            None => sum.push(*pair),
-        }
-    }
-}
-
-fn sum_clients<'a>(tables: impl Iterator<Item = (&'a Vec<ClientRow>, u64)> + Clone) -> Vec<ClientRow> {
-    let bounds: u64 = tables.clone().map(|(_, bound)| bound).sum();
-    let mut sums: HashMap<Endpoint, Summed<ClientRow>> = HashMap::new();
-    for (rows, bound) in tables {
-        for row in rows {
-            let summed = sums.entry(row.client).or_insert_with(|| Summed {
-                row: ClientRow { counters: Default::default(), err: 0, top_key: None, ..row.clone() },
-                listed_bounds: 0,
-            });
-            summed.row.counters.merge(&row.counters);
-            summed.row.err += row.err;
-            summed.listed_bounds += bound;
-            add_top_key(&mut summed.row.top_key, &row.top_key);
-        }
-    }
-    sums.into_values()
-        .map(|Summed { mut row, listed_bounds }| {
-            row.err += bounds - listed_bounds;
-            row
-        })
-        .collect()
-}
-
-/// The top key of a window: the same key's requests add up; of two different ones the greater stays.
-fn add_top_key(sum: &mut Option<(Box<[u8]>, u64)>, more: &Option<(Box<[u8]>, u64)>) {
-    match (sum.as_mut(), more) {
-        (Some((key, requests)), Some((other, more))) if key == other => *requests += more,
-        (Some((_, requests)), Some((_, more))) if *requests >= *more => {}
-        (_, Some(more)) => *sum = Some(more.clone()),
-        (_, None) => {}
-    }
-}
-
-fn sum_servers<'a>(snapshots: impl Iterator<Item = &'a Snapshot>) -> Vec<ServerRow> {
-    let mut sums: HashMap<Endpoint, ServerRow> = HashMap::new();
-    for row in snapshots.flat_map(|snapshot| &snapshot.servers) {
-        match sums.get_mut(&row.server) {
-            Some(sum) => {
-                sum.counters.merge(&row.counters);
-                sum.err += row.err;
-                add_top_key(&mut sum.top_key, &row.top_key);
-            }
-            None => drop(sums.insert(row.server, row.clone())),
-        }
-    }
-    sums.into_values().collect()
-}
-
-/// Keeps a window that never forgets within its limit.
-fn keep_most_requested(all: &mut Snapshot) {
-    if all.keys.len() > ROWS_MAX {
-        all.keys.select_nth_unstable_by_key(ROWS_MAX, |row| std::cmp::Reverse(row.counters.requests()));
-        let greatest = all.keys[ROWS_MAX..].iter().map(|row| row.counters.requests()).max().unwrap_or(0);
-        all.bounds.key = all.bounds.key.max(greatest);
-        all.keys.truncate(ROWS_MAX);
-    }
-    for clients in [&mut all.clients, &mut all.sockets] {
-        if clients.len() > ROWS_MAX {
-            clients.select_nth_unstable_by_key(ROWS_MAX, |row| std::cmp::Reverse(row.counters.requests()));
-            let greatest = clients[ROWS_MAX..].iter().map(|row| row.counters.requests()).max().unwrap_or(0);
-            all.bounds.client = all.bounds.client.max(greatest);
-            clients.truncate(ROWS_MAX);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::collector::snapshot::{Bounds, Counters};
-    use crate::model::Timestamp;
-
-    fn snapshot(second: u64, keys: &[(&str, u64)], bound: u64) -> Snapshot {
-        let row = |&(key, gets): &(&str, u64)| KeyRow {
-            key: key.as_bytes().into(),
-            truncated: false,
-            err: 0,
-            counters: Counters { gets, ..Counters::default() },
-            clients: Vec::new(),
+            None => snapshot,
         };
-        Snapshot {
-            start: Timestamp::from_parts(second, 0),
-            end: Timestamp::from_parts(second + 10, 0),
-            keys: keys.iter().map(row).collect(),
-            bounds: Bounds { key: bound, ..Bounds::default() },
-            ..Snapshot::default()
+        let slots = match self.length {
+            None => 1,
+            Some(length) => slots_of(length, slot.length()),
+        };
+        prune(&mut slot, self.rows_max / slots);
+        self.slots.push_back(slot);
+    }
+}
+
+/// Slots that a window will have when its newest is as long as `slot`.
+fn slots_of(length: Duration, slot: Duration) -> usize {
+    let count = length.as_nanos() / slot.as_nanos().max(1);
+    usize::try_from(count).unwrap_or(usize::MAX).clamp(1, SLOTS as usize)
+}
+
+/// One row out of those of several snapshots.
+struct Folded<'a, R> {
+    /// Those of the snapshots that list it, with the snapshots' numbers.
+    rows: Vec<(usize, &'a R)>,
+    err: u64,
+    counters: Counters,
+}
+
+/// What rows of any kind have.
+trait Figures {
+    fn err(&self) -> u64;
+    fn counters(&self) -> &Counters;
+}
+
+macro_rules! figures {
+    ($($row:ty),*) => {$(
+        impl Figures for $row {
+            fn err(&self) -> u64 {
+                self.err
+            }
+
+            fn counters(&self) -> &Counters {
+                &self.counters
+            }
+        }
+    )*};
+}
+
+figures!(KeyRow, ClientRow, ServerRow);
+
+/// Joins the rows of several snapshots. `bounds[i]` is what a row that snapshot `i` does not list can have had there.
+fn join<'a, R: Figures, K: Hash + Eq>(
+    parts: &[&'a Snapshot],
+    bounds: &[u64],
+    rows: impl Fn(&'a Snapshot) -> &'a [R],
+    key: impl Fn(&'a R) -> K,
+) -> Vec<Folded<'a, R>> {
+    let mut index: HashMap<K, usize, RandomState> = HashMap::default();
+    let mut folded: Vec<Folded<'a, R>> = Vec::new();
+    for (number, part) in parts.iter().enumerate() {
+        for row in rows(part) {
+            let at = *index.entry(key(row)).or_insert_with(|| {
+                folded.push(Folded { rows: Vec::new(), err: 0, counters: Counters::default() });
+                folded.len() - 1
+            });
+            let into = &mut folded[at];
+            into.rows.push((number, row));
+            into.err += row.err();
+            into.counters.merge(row.counters());
         }
     }
-
-    fn figures(snapshot: &Snapshot, key: &str) -> Option<(u64, u64)> {
-        let row = snapshot.keys.iter().find(|row| &*row.key == key.as_bytes())?;
-        Some((row.counters.requests(), row.err))
+    let total: u64 = bounds.iter().sum();
+    for row in &mut folded {
+        // Truncated rows of the same beginning may come several from one snapshot.
+        let once = row.rows.chunk_by(|a, b| a.0 == b.0).map(|rows| bounds[rows[0].0]);
+        let missing = total - once.sum::<u64>();
+        row.err += missing;
+        // As in a single snapshot, requests in doubt are gets of unknown outcome.
+        row.counters.gets += missing;
     }
+    folded
+}
 
-    #[test]
-    fn a_window_forgets_what_lies_outside() {
-        let mut window = Window::new(Some(Duration::from_secs(20)));
-        window.fold(snapshot(0, &[("a", 1)], 0));
-        let two = window.fold(snapshot(10, &[("a", 2), ("b", 5)], 0));
-        assert_eq!((figures(&two, "a"), figures(&two, "b")), (Some((3, 0)), Some((5, 0))));
-        let three = window.fold(snapshot(20, &[("b", 1)], 0));
-        assert_eq!((figures(&three, "a"), figures(&three, "b")), (Some((2, 0)), Some((6, 0))));
-        assert_eq!((three.start, three.end), (Timestamp::from_parts(10, 0), Timestamp::from_parts(30, 0)));
-    }
+/// Several snapshots, in the order of time, as one.
+fn combine(parts: &[&Snapshot]) -> Snapshot {
+    let (key_bounds, pair_bounds) = (key_bounds(parts), pair_bounds(parts));
+    let client_bounds: Vec<u64> = parts.iter().map(|part| part.bounds.client).collect();
+    let keys = fold_keys(parts, &key_bounds, &pair_bounds);
+    let by_client = top_keys(&keys);
+    let clients =
+        fold_clients(join(parts, &client_bounds, |part| &part.clients, |row| row.client), |client, _| {
+            by_client.get(&client).map(|&(key, requests)| (keys[key].key.clone(), requests))
+        });
+    let sockets =
+        fold_clients(join(parts, &client_bounds, |part| &part.sockets, |row| row.client), |_, rows| {
+            most_asked(rows.iter().filter_map(|(_, row)| row.top_key.as_ref()))
+        });
+    let servers = fold_servers(join(parts, &client_bounds, |part| &part.servers, |row| row.server));
+    let mut combined = sums(parts);
+    let seen = |rows: usize, counts: fn(&Snapshot) -> u64| {
+        parts.iter().map(|part| counts(part)).max().unwrap_or(0).max(rows as u64)
+    };
+    combined.clients_seen = seen(clients.len(), |part| part.clients_seen);
+    combined.connections_seen = seen(sockets.len(), |part| part.connections_seen);
+    combined.keys_seen = seen(keys.len(), |part| part.keys_seen);
+    combined.bounds = Bounds {
+        key: key_bounds.iter().sum(),
+        client: client_bounds.iter().sum(),
+        pair: pair_bounds.iter().sum(),
+    };
+    Snapshot { keys, clients, sockets, servers, ..combined }
+}
 
-    #[test]
-    fn a_row_is_uncertain_by_the_bounds_of_the_snapshots_that_do_not_list_it() {
-        let mut window = Window::new(None);
-        window.fold(snapshot(0, &[("a", 9)], 4));
-        let all = window.fold(snapshot(10, &[("b", 7)], 3));
-        assert_eq!(figures(&all, "a"), Some((9, 3)));
-        assert_eq!(figures(&all, "b"), Some((7, 4)));
-        assert_eq!(all.bounds.key, 7);
+/// Everything but rows and their bounds.
+fn sums(parts: &[&Snapshot]) -> Snapshot {
+    let mut sum = Snapshot::default();
+    for part in parts {
+        sum.totals.merge(&part.totals);
+        sum.partial |= part.partial;
+        sum.loss.packets += part.loss.packets;
+        sum.loss.ring_dropped += part.loss.ring_dropped;
+        sum.loss.nic_dropped += part.loss.nic_dropped;
+        sum.loss.anomalies.merge(&part.loss.anomalies);
+        for (packets, more) in sum.packets_by_direction.iter_mut().zip(part.packets_by_direction) {
+            *packets += more;
+        }
     }
+    if let ([first, ..], [.., last]) = (parts, parts) {
+        (sum.start, sum.end) = (first.start, last.end);
+        (sum.target, sum.address) = (last.target.clone(), last.address.clone());
+    }
+    sum.latency = sum.totals.response_times.summary();
+    sum.command_latency = sum.totals.response_times.summaries();
+    sum
+}
+
+/// What an unlisted key can have had in each snapshot. A truncated row counts as unlisted: elsewhere it may be whole.
+fn key_bounds(parts: &[&Snapshot]) -> Vec<u64> {
+    let bound = |part: &&Snapshot| {
+        let truncated = part.keys.iter().filter(|row| row.truncated).map(|row| row.counters.requests());
+        truncated.fold(part.bounds.key, u64::max)
+    };
+    parts.iter().map(bound).collect()
+}
+
+/// The same for pairs.
+fn pair_bounds(parts: &[&Snapshot]) -> Vec<u64> {
+    let bound = |part: &&Snapshot| {
+        let truncated = part.keys.iter().filter(|row| row.truncated).flat_map(|row| &row.clients);
+        truncated.map(|pair| pair.requests).fold(part.bounds.pair, u64::max)
+    };
+    parts.iter().map(bound).collect()
+}
+
+/// For each beginning of a truncated key the requests of all whole keys that begin like it.
+fn whole_keys<'a>(parts: &[&'a Snapshot]) -> HashMap<&'a [u8], u64, RandomState> {
+    let rows = || parts.iter().flat_map(|part| &part.keys);
+    let mut sums: HashMap<&[u8], u64, RandomState> = HashMap::default();
+    sums.extend(rows().filter(|row| row.truncated).map(|row| (&*row.key, 0)));
+    let Some(length) = sums.keys().next().map(|key| key.len()) else { return sums };
+    for row in rows().filter(|row| !row.truncated) {
+        if let Some(sum) = row.key.get(..length).and_then(|head| sums.get_mut(head)) {
+            *sum += row.counters.requests();
+        }
+    }
+    sums
+}
+
+fn fold_keys(parts: &[&Snapshot], key_bounds: &[u64], pair_bounds: &[u64]) -> Vec<KeyRow> {
+    let total: u64 = pair_bounds.iter().sum();
+    let whole = whole_keys(parts);
+    let row = |mut folded: Folded<'_, KeyRow>| {
+        let first = folded.rows[0].1;
+        if first.truncated {
+            // Rows of the same beginning may be of several keys: nothing is certain of any, and all may be of one.
+            folded.counters.gets += whole.get(&*first.key).copied().unwrap_or(0);
+            folded.err = folded.counters.requests();
+        }
+        let requests = folded.counters.requests();
+        let listed = folded.rows.iter().filter(|(_, row)| !row.truncated);
+        let shares = listed.flat_map(|&(number, row)| {
+            row.clients.iter().map(move |pair| Share {
+                client: pair.client,
+                requests: pair.requests,
+                err: pair.err,
+                covered: pair_bounds[number],
+            })
+        });
+        KeyRow {
+            key: first.key.clone(),
+            truncated: first.truncated,
+            err: folded.err,
+            clients: settle_pairs(shares.collect(), requests, total),
+            counters: folded.counters,
+        }
+    };
+    join(parts, key_bounds, |part| &part.keys, |row| (&row.key, row.truncated)).into_iter().map(row).collect()
+}
+
+/// For each client by IP the key that it asked for most, as an index, and how often.
+fn top_keys(keys: &[KeyRow]) -> HashMap<Endpoint, (usize, u64), RandomState> {
+    let mut top: HashMap<Endpoint, (usize, u64), RandomState> = HashMap::default();
+    for (at, key) in keys.iter().enumerate() {
+        for pair in &key.clients {
+            let most = top.entry(pair.client).or_insert((at, pair.requests));
+            if pair.requests > most.1 {
+                *most = (at, pair.requests);
+            }
+        }
+    }
+    top
+}
+
+type TopKey = Option<(Box<[u8]>, u64)>;
+
+fn fold_clients(
+    folded: Vec<Folded<'_, ClientRow>>,
+    top_key: impl Fn(Endpoint, &[(usize, &ClientRow)]) -> TopKey,
+) -> Vec<ClientRow> {
+    let row = |folded: Folded<'_, ClientRow>| {
+        let client = folded.rows[0].1.client;
+        let top_key = top_key(client, &folded.rows);
+        ClientRow { client, err: folded.err, counters: folded.counters, top_key }
+    };
+    folded.into_iter().map(row).collect()
+}
+
+fn fold_servers(folded: Vec<Folded<'_, ServerRow>>) -> Vec<ServerRow> {
+    let row = |folded: Folded<'_, ServerRow>| ServerRow {
+        server: folded.rows[0].1.server,
+        err: folded.err,
+        top_key: most_asked(folded.rows.iter().filter_map(|(_, row)| row.top_key.as_ref())),
+        counters: folded.counters,
+    };
+    folded.into_iter().map(row).collect()
+}
+
+/// The key that was most asked for over several intervals, by those that led one of them.
+fn most_asked<'a>(leaders: impl Iterator<Item = &'a (Box<[u8]>, u64)>) -> TopKey {
+    let mut sums: Vec<(&Box<[u8]>, u64)> = Vec::new();
+    for (key, requests) in leaders {
+        match sums.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, sum)) => *sum += requests,
+            None => sums.push((key, *requests)),
+        }
+    }
+    sums.into_iter().max_by_key(|&(_, sum)| sum).map(|(key, sum)| (key.clone(), sum))
+}
+
+/// Cuts a snapshot to its heaviest rows and pairs.
+fn prune(snapshot: &mut Snapshot, rows_max: usize) {
+    let totals = &snapshot.totals.counters;
+    let requests = totals.requests().max(1) as u128;
+    let bytes = u128::from(totals.bytes_in + totals.bytes_out).max(1);
+    // As in the tables: requests, bytes and misses keep a row alike.
+    let weight = |counters: &Counters| {
+        let share = u128::from(counters.bytes_in + counters.bytes_out) * requests / bytes;
+        u128::from(counters.requests() + counters.misses) + share
+    };
+    let key_bound = cut(&mut snapshot.keys, rows_max, weight);
+    let client_bound = cut(&mut snapshot.clients, rows_max, weight)
+        .max(cut(&mut snapshot.sockets, rows_max, weight))
+        .max(cut(&mut snapshot.servers, rows_max, weight));
+    snapshot.bounds.key = snapshot.bounds.key.max(key_bound);
+    snapshot.bounds.client = snapshot.bounds.client.max(client_bound);
+    // A dropped key's pairs are unlisted as well, and had no more requests than the key.
+    snapshot.bounds.pair = snapshot.bounds.pair.max(key_bound);
+    prune_pairs(snapshot, rows_max.saturating_mul(PAIRS_PER_ROW));
+}
+
+/// Keeps the `rows_max` heaviest rows; returns the most requests among the others.
+fn cut<R: Figures>(rows: &mut Vec<R>, rows_max: usize, weight: impl Fn(&Counters) -> u128) -> u64 {
+    if rows.len() <= rows_max {
+        return 0;
+    }
+    rows.select_nth_unstable_by_key(rows_max, |row| std::cmp::Reverse(weight(row.counters())));
+    rows.drain(rows_max..).map(|row| row.counters().requests()).max().unwrap_or(0)
+}
+
+/// Keeps at most `pairs_max` pairs, those of most requests.
+fn prune_pairs(snapshot: &mut Snapshot, pairs_max: usize) {
+    let mut requests: Vec<u64> =
+        snapshot.keys.iter().flat_map(|row| &row.clients).map(|pair| pair.requests).collect();
+    if requests.len() <= pairs_max {
+        return;
+    }
+    let (_, &mut least, _) = requests.select_nth_unstable_by(pairs_max, |a, b| b.cmp(a));
+    for row in &mut snapshot.keys {
+        row.clients.retain(|pair| pair.requests > least);
+    }
+    snapshot.bounds.pair = snapshot.bounds.pair.max(least);
 }

@@ -78,7 +78,6 @@ impl Filter {
             rows.iter().filter(|row| self.admits_client_row(row)).cloned().collect()
         };
         Cow::Owned(Snapshot {
-            histograms: snapshot.histograms.clone(),
             keys: snapshot.keys.iter().filter_map(|row| self.narrow_key_row(row)).collect(),
             clients: clients(&snapshot.clients),
             sockets: clients(&snapshot.sockets),

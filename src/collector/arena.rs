@@ -1,0 +1,159 @@
+//! One mapping of memory for a target's tables: taken, populated and backed by huge pages where the system has them before
+//! the first packet, and carved into typed slices that never move, grow or overlap.
+//!
+//! This is the collector's only file with unsafe code. It promises its callers plain slices: a [`Region`] is a `[T]` that
+//! starts as zeros, and is as long as was asked for.
+
+use memmap2::MmapMut;
+use std::io;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// A type of which every pattern of zero bytes is a value, without padding that matters, references or `Drop`.
+///
+/// # Safety
+/// An implementor must be valid when all its bytes are zero, must not own anything, and must not be aligned to more than
+/// a page.
+pub(super) unsafe trait Plain: Copy + Send {}
+
+// SAFETY: all of these are numbers and arrays of numbers, aligned to at most two cache lines.
+unsafe impl Plain for super::table::Bucket {}
+// SAFETY: as above.
+unsafe impl Plain for super::table::Slot {}
+// SAFETY: as above.
+unsafe impl Plain for super::spill::Chunk {}
+// SAFETY: as above.
+unsafe impl Plain for super::pairs::Line {}
+// SAFETY: a number.
+unsafe impl Plain for u32 {}
+// SAFETY: an array of numbers.
+unsafe impl Plain for [u8; 16] {}
+
+/// Smallest page that we rely on; the start of a mapping is aligned to it.
+const PAGE: usize = 4096;
+
+/// Memory to carve regions from. Regions keep it alive; what is not carved stays unused.
+pub(super) struct Arena {
+    /// Unmapped when the last region and the arena itself are gone.
+    mapping: Arc<MmapMut>,
+    /// Start of the mapping.
+    base: NonNull<u8>,
+    /// Bytes given away from the front; never more than the mapping's length.
+    used: usize,
+}
+
+impl Arena {
+    /// Maps, asks for huge pages, and touches every page, so that no page fault is left for the packet path.
+    pub(super) fn new(bytes: usize) -> io::Result<Arena> {
+        let mut mapping = MmapMut::map_anon(bytes.max(PAGE).next_multiple_of(PAGE))?;
+        populate(&mut mapping);
+        let base = NonNull::new(mapping.as_mut_ptr()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Arena { mapping: Arc::new(mapping), base, used: 0 })
+    }
+
+    /// The next `count` values of `T`, all zero; `None` when that many are not left.
+    pub(super) fn carve<T: Plain>(&mut self, count: usize) -> Option<Region<T>> {
+        debug_assert!(align_of::<T>() <= PAGE);
+        let start = self.used.checked_next_multiple_of(align_of::<T>())?;
+        let end = count.checked_mul(size_of::<T>()).and_then(|bytes| start.checked_add(bytes))?;
+        if end > self.mapping.len() {
+            return None;
+        }
+        self.used = end;
+        // SAFETY: start <= end <= the mapping's length, so the result lies within it or one past its end.
+        let first = unsafe { self.base.add(start) }.cast::<T>();
+        Some(Region { first, count, _mapping: Arc::clone(&self.mapping) })
+    }
+}
+
+/// Best effort: a kernel that refuses either advice leaves small pages or pages that are touched by hand.
+fn populate(mapping: &mut MmapMut) {
+    let (start, length) = (mapping.as_mut_ptr(), mapping.len());
+    // SAFETY: the range is exactly our own fresh anonymous mapping; neither advice changes its contents.
+    let populated = unsafe {
+        libc::madvise(start.cast(), length, libc::MADV_HUGEPAGE);
+        libc::madvise(start.cast(), length, libc::MADV_POPULATE_WRITE) == 0
+    };
+    if !populated {
+        for page in mapping.chunks_mut(PAGE) {
+            // A plain store of zero to zeroed memory could be dropped by the compiler.
+            page[0] = std::hint::black_box(0);
+        }
+    }
+}
+
+/// A slice of an arena; used as `[T]`.
+pub(super) struct Region<T> {
+    /// Aligned for `T`; `count` values of `T` follow that belong to no other region.
+    first: NonNull<T>,
+    count: usize,
+    _mapping: Arc<MmapMut>,
+}
+
+// SAFETY: a region is the only way to its values, which are `Send` and plain; the mapping is not tied to a thread.
+unsafe impl<T: Plain> Send for Region<T> {}
+
+impl<T: Plain> Deref for Region<T> {
+    type Target = [T];
+
+    #[inline(always)]
+    fn deref(&self) -> &[T] {
+        // SAFETY: `carve` checked that `count` aligned values lie within the mapping, which `_mapping` keeps alive; they
+        // began as zeros, which `Plain` makes valid; only this region reaches them.
+        unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.count) }
+    }
+}
+
+impl<T: Plain> DerefMut for Region<T> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as in `deref`; `&mut self` makes it the only borrow.
+        unsafe { std::slice::from_raw_parts_mut(self.first.as_ptr(), self.count) }
+    }
+}
+
+/// Asks the processor to fetch each cache line of a value. Does nothing where we know no instruction for it.
+#[inline(always)]
+pub(super) fn prefetch<T>(value: &T) {
+    #[cfg(target_arch = "x86_64")]
+    for offset in (0..size_of::<T>()).step_by(64) {
+        // SAFETY: a prefetch reads nothing, and the address lies within `value`; SSE is part of x86_64.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>((&raw const *value).cast::<i8>().add(offset));
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = value;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regions_are_zero_aligned_and_apart() {
+        let mut arena = Arena::new(3 * PAGE).unwrap();
+        let mut small = arena.carve::<u32>(3).unwrap();
+        let mut large = arena.carve::<super::super::table::Slot>(4).unwrap();
+        assert_eq!(large.as_ptr() as usize % 128, 0);
+        assert_eq!((small.len(), large.len()), (3, 4));
+        assert!(small.iter().all(|&n| n == 0));
+        small.fill(u32::MAX);
+        assert!(large.iter().all(|slot| slot.hash == 0));
+        large[3].hash = 7;
+        drop(arena);
+        assert_eq!((small[2], large[3].hash), (u32::MAX, 7));
+    }
+
+    #[test]
+    fn a_spent_arena_refuses() {
+        let mut arena = Arena::new(1).unwrap();
+        assert!(arena.carve::<u32>(PAGE).is_none());
+        assert!(arena.carve::<u32>(usize::MAX / 2).is_none());
+        assert!(arena.carve::<u32>(PAGE / 4).is_some());
+        assert!(arena.carve::<u32>(1).is_none());
+        assert!(arena.carve::<u32>(0).is_some());
+    }
+}

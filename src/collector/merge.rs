@@ -1,0 +1,416 @@
+//! From the harvests of one target's workers to the snapshot of its interval.
+//!
+//! Rows are joined by the bytes of their keys, and pairs with the rows that they belong to. What is certain adds up; a row that a
+//! worker did not hand over may have had that worker's bound there, which goes to the row's `err`.
+
+use super::harvest::Harvest;
+use super::numbers::address;
+use super::pairs::{PairRows, line_of};
+use super::snapshot::{Bounds, ClientRow, Counters, KeyRow, Loss, PairRow, ServerRow, Snapshot, Totals};
+use super::table::{Rows, Slot};
+use super::target::decode;
+use crate::anomaly::{Anomaly, AnomalyCounts};
+use crate::model::Endpoint;
+use foldhash::quality::FixedState;
+use hashbrown::HashTable;
+use std::collections::HashMap;
+use std::hash::BuildHasher;
+
+/// Merges one target's harvests of the same interval. Target, address, times and the capture's losses are the caller's to
+/// fill in. The collectors should have the same seed, as they do by default: without it, rows of truncated keys do not meet.
+pub fn merge(harvests: &[&Harvest]) -> Snapshot {
+    let same_seed = harvests.windows(2).all(|pair| pair[0].seed == pair[1].seed);
+    let join = |rows: fn(&Harvest) -> &Rows| Joined::new(harvests.iter().map(|h| rows(h)), same_seed);
+    let mut keys = join(|harvest| &harvest.keys);
+    let mut clients = join(|harvest| &harvest.clients);
+    let mut sockets = join(|harvest| &harvest.sockets);
+    let mut servers = join(|harvest| &harvest.servers);
+    for joined in [&mut keys, &mut clients, &mut sockets, &mut servers] {
+        joined.settle();
+    }
+    let (pairs, pair_bound) = pairs_of_keys(harvests, &keys);
+    let client_keys = top_keys_of_clients(&clients, &pairs);
+    let socket_keys = top_keys_of_sockets(harvests, &keys, &sockets);
+    let (totals, loss, packets_by_direction) = sums(harvests);
+    Snapshot {
+        latency: totals.response_times.summary(),
+        command_latency: totals.response_times.summaries(),
+        totals,
+        clients_seen: clients.seen(),
+        connections_seen: sockets.seen_apart(),
+        keys_seen: keys.seen(),
+        loss,
+        bounds: Bounds {
+            key: keys.bound,
+            client: clients.bound.max(sockets.bound).max(servers.bound),
+            pair: pair_bound,
+        },
+        clients: client_rows(clients, client_keys, &keys),
+        sockets: client_rows(sockets, socket_keys, &keys),
+        servers: server_rows(servers),
+        keys: key_rows(keys, pairs),
+        packets_by_direction,
+        ..Snapshot::default()
+    }
+}
+
+fn sums(harvests: &[&Harvest]) -> (Totals, Loss, [u64; 2]) {
+    let mut totals = Totals::default();
+    let (mut loss, mut directions) = (Loss::default(), [0; 2]);
+    let mut anomalies = AnomalyCounts::default();
+    for harvest in harvests {
+        totals.merge(&harvest.totals);
+        totals.response_times.add(&harvest.latencies);
+        anomalies.merge(&harvest.anomalies);
+        let tables = [&harvest.keys, &harvest.clients, &harvest.sockets, &harvest.servers];
+        let evictions = tables.iter().map(|rows| rows.evictions).sum::<u64>() + harvest.pairs.evictions;
+        anomalies.add(Anomaly::Eviction, evictions);
+        loss.packets += harvest.packets;
+        for (sum, packets) in directions.iter_mut().zip(harvest.payload_packets) {
+            *sum += packets;
+        }
+    }
+    loss.anomalies = anomalies;
+    (totals, loss, directions)
+}
+
+/// One kind of rows of all workers.
+struct Joined {
+    rows: Vec<Row>,
+    /// For each harvest, for each of its rows: the index in `rows`.
+    places: Vec<Vec<u32>>,
+    /// Most requests of a key that is not among the rows: the sum over harvests.
+    bound: u64,
+    /// Rows that each worker's table held.
+    live: Vec<u64>,
+    /// Every worker handed all of its rows over.
+    complete: bool,
+}
+
+struct Row {
+    key: Box<[u8]>,
+    /// Of the whole key.
+    length: usize,
+    /// By a function that all harvests share.
+    hash: u64,
+    truncated: bool,
+    err: u64,
+    /// Sum of the bounds of the harvests that had this row.
+    covered: u64,
+    counters: Counters,
+}
+
+impl Row {
+    /// Upper bound of the requests, once settled.
+    fn requests(&self) -> u64 {
+        self.counters.requests()
+    }
+
+    fn of(slot: &Slot, rows: &Rows) -> Row {
+        let (head, tail, truncated) = slot.key(&rows.tails);
+        Row {
+            key: [head, tail].concat().into(),
+            length: slot.key_length(),
+            hash: slot.hash,
+            truncated,
+            err: u64::from(slot.err),
+            covered: 0,
+            counters: slot.counters(),
+        }
+    }
+
+    /// Whether a row with the same hash is of the same key, by all bytes that both have.
+    fn is_same(&self, other: &Row) -> bool {
+        let held = self.key.len().min(other.key.len());
+        self.length == other.length && self.key[..held] == other.key[..held]
+    }
+
+    fn add(&mut self, other: Row) {
+        self.err += other.err;
+        self.covered += other.covered;
+        self.counters.merge(&other.counters);
+        if self.truncated && !other.truncated {
+            (self.key, self.truncated) = (other.key, false);
+        }
+    }
+}
+
+impl Joined {
+    fn new<'a>(harvests: impl ExactSizeIterator<Item = &'a Rows>, same_seed: bool) -> Joined {
+        let mut joined = Joined {
+            rows: Vec::new(),
+            places: Vec::with_capacity(harvests.len()),
+            bound: 0,
+            live: Vec::new(),
+            complete: true,
+        };
+        let alone = harvests.len() == 1;
+        let mut index = HashTable::new();
+        for rows in harvests {
+            joined.add(rows, same_seed, (!alone).then_some(&mut index));
+        }
+        joined
+    }
+
+    /// Adds a harvest's rows; without an index they cannot meet others.
+    fn add(&mut self, rows: &Rows, same_seed: bool, mut index: Option<&mut HashTable<u32>>) {
+        let mut bound = rows.bound;
+        let mut places = Vec::with_capacity(rows.rows.len());
+        self.rows.reserve(rows.rows.len());
+        for slot in &rows.rows {
+            let mut row = Row::of(slot, rows);
+            if !same_seed {
+                row.hash = FixedState::default().hash_one(&row.key);
+                if row.truncated {
+                    // It does not meet its like elsewhere, and then its requests are those of an unlisted key.
+                    bound = bound.max(row.err + row.counters.requests());
+                }
+            }
+            places.push(match index.as_deref_mut() {
+                Some(index) if same_seed || !row.truncated => self.place(row, index),
+                _ => self.push(row),
+            });
+        }
+        for &place in &places {
+            self.rows[place as usize].covered += bound;
+        }
+        self.places.push(places);
+        self.bound += bound;
+        self.live.push(rows.live);
+        self.complete &= rows.live == rows.rows.len() as u64;
+    }
+
+    fn push(&mut self, row: Row) -> u32 {
+        self.rows.push(row);
+        self.rows.len() as u32 - 1
+    }
+
+    fn place(&mut self, row: Row, index: &mut HashTable<u32>) -> u32 {
+        let rows = &mut self.rows;
+        let known = index.find(row.hash, |&at| {
+            let other = &rows[at as usize];
+            other.hash == row.hash && other.is_same(&row)
+        });
+        if let Some(&at) = known {
+            rows[at as usize].add(row);
+            return at;
+        }
+        let (at, hash) = (rows.len() as u32, row.hash);
+        rows.push(row);
+        index.insert_unique(hash, at, |&at| rows[at as usize].hash);
+        at
+    }
+
+    /// Raises every row to its upper bound: what it may have had before it came, and in the harvests that do not list it.
+    fn settle(&mut self) {
+        for row in &mut self.rows {
+            row.err += self.bound - row.covered;
+            row.counters.gets += row.err;
+        }
+    }
+
+    /// Distinct keys that the tables held, or what is certain of their number where they did not hand over all.
+    fn seen(&self) -> u64 {
+        let held = self.live.iter().copied().max().unwrap_or(0);
+        held.max(self.rows.len() as u64)
+    }
+
+    /// The same for what is never seen by two workers.
+    fn seen_apart(&self) -> u64 {
+        if self.complete { self.rows.len() as u64 } else { self.live.iter().sum() }
+    }
+}
+
+/// For looking rows of one harvest up by the lower half of their hashes.
+struct ByHash {
+    first: HashMap<u32, u32, FixedState>,
+    /// For each row the next one with the same half hash; `u32::MAX`: none.
+    next: Vec<u32>,
+}
+
+impl ByHash {
+    fn new(rows: &Rows) -> ByHash {
+        let mut by_hash = ByHash { first: HashMap::default(), next: Vec::with_capacity(rows.rows.len()) };
+        by_hash.first.reserve(rows.rows.len());
+        for (at, slot) in rows.rows.iter().enumerate() {
+            let former = by_hash.first.insert(slot.hash as u32, at as u32);
+            by_hash.next.push(former.unwrap_or(u32::MAX));
+        }
+        by_hash
+    }
+
+    fn rows(&self, half: u32) -> impl Iterator<Item = usize> + '_ {
+        let mut at = self.first.get(&half).copied().unwrap_or(u32::MAX);
+        std::iter::from_fn(move || {
+            let row = at as usize;
+            at = *self.next.get(row)?;
+            Some(row)
+        })
+    }
+}
+
+/// A pair's figures while they are being put together.
+#[derive(Clone, Copy)]
+pub(super) struct Share {
+    pub(super) client: Endpoint,
+    /// Upper bound where it was seen.
+    pub(super) requests: u64,
+    pub(super) err: u64,
+    /// Sum of the bounds of the harvests (intervals, workers) that had it.
+    pub(super) covered: u64,
+}
+
+/// For each key its pairs, most requests first; and the most requests of any other pair.
+fn pairs_of_keys(harvests: &[&Harvest], keys: &Joined) -> (Vec<Vec<PairRow>>, u64) {
+    let mut shares: Vec<Vec<Share>> = Vec::new();
+    shares.resize_with(keys.rows.len(), Vec::new);
+    let mut total_bound = 0;
+    for (harvest, places) in harvests.iter().zip(&keys.places) {
+        let by_hash = ByHash::new(&harvest.keys);
+        let PairRows { pairs, lines, missing, .. } = &harvest.pairs;
+        let mut bound = harvest.pairs.bound;
+        let mut found = Vec::new();
+        for &(count, pair) in pairs {
+            let belongs = |&row: &usize| {
+                let hash = harvest.keys.rows[row].hash;
+                line_of(hash, u64::from(pair.client), *lines) == pair.line as usize
+            };
+            match by_hash.rows(pair.key).find(belongs) {
+                Some(row) => found.push((row, count, pair)),
+                None => bound = bound.max(u64::from(count) + missing),
+            }
+        }
+        for (row, count, pair) in found {
+            shares[places[row] as usize].push(Share {
+                client: address(pair.client, &harvest.addresses),
+                requests: u64::from(count) + missing,
+                err: u64::from(pair.err) + missing,
+                covered: bound,
+            });
+        }
+        total_bound += bound;
+    }
+    let rows = shares.into_iter().zip(&keys.rows);
+    let pairs = rows.map(|(shares, key)| settle_pairs(shares, key.requests(), total_bound)).collect();
+    (pairs, total_bound)
+}
+
+/// Puts the same client's shares of a key together, and raises them to their upper bounds.
+pub(super) fn settle_pairs(mut shares: Vec<Share>, key_requests: u64, total_bound: u64) -> Vec<PairRow> {
+    shares.sort_unstable_by_key(|share| share.client);
+    shares.dedup_by(|share, kept| {
+        let same = share.client == kept.client;
+        if same {
+            kept.requests += share.requests;
+            kept.err += share.err;
+            kept.covered += share.covered;
+        }
+        same
+    });
+    let row = |share: Share| {
+        let missing = total_bound - share.covered;
+        bounded(share.client, share.requests + missing, share.err + missing, key_requests)
+    };
+    let mut rows: Vec<PairRow> = shares.into_iter().map(row).collect();
+    rows.sort_by(|a, b| b.requests.cmp(&a.requests).then(a.client.cmp(&b.client)));
+    rows
+}
+
+/// A pair whose requests lie in `[requests - err, requests]` and are not more than its key's.
+fn bounded(client: Endpoint, requests: u64, err: u64, key_requests: u64) -> PairRow {
+    let certain = requests - err.min(requests);
+    let requests = requests.min(key_requests);
+    PairRow { client, requests, err: requests.saturating_sub(certain) }
+}
+
+/// A client's hottest key: its row, and the requests.
+type TopKeys = Vec<Option<(u32, u64)>>;
+
+fn top_keys_of_clients(clients: &Joined, pairs: &[Vec<PairRow>]) -> TopKeys {
+    let at: HashMap<Endpoint, usize, FixedState> =
+        clients.rows.iter().enumerate().map(|(at, row)| (decode(&row.key), at)).collect();
+    let mut top: TopKeys = vec![None; clients.rows.len()];
+    for (key, shares) in pairs.iter().enumerate() {
+        for share in shares {
+            if let Some(&client) = at.get(&share.client) {
+                raise(&mut top[client], key as u32, share.requests);
+            }
+        }
+    }
+    top
+}
+
+fn raise(top: &mut Option<(u32, u64)>, key: u32, requests: u64) {
+    if top.is_none_or(|(_, most)| requests > most) {
+        *top = Some((key, requests));
+    }
+}
+
+fn top_keys_of_sockets(harvests: &[&Harvest], keys: &Joined, sockets: &Joined) -> TopKeys {
+    // (socket, key) → requests; the same pair can come from several workers.
+    let mut counts: Vec<(u32, u32, u64)> = Vec::new();
+    for (index, harvest) in harvests.iter().enumerate() {
+        let (by_key, by_socket) = (ByHash::new(&harvest.keys), ByHash::new(&harvest.sockets));
+        let PairRows { pairs, lines, missing, .. } = &harvest.socket_pairs;
+        for &(count, pair) in pairs {
+            let candidates = by_key
+                .rows(pair.key)
+                .flat_map(|key| by_socket.rows(pair.client).map(move |socket| (key, socket)));
+            let found = candidates.into_iter().find(|&(key, socket)| {
+                let (key, socket) = (harvest.keys.rows[key].hash, harvest.sockets.rows[socket].hash);
+                line_of(key, socket, *lines) == pair.line as usize
+            });
+            if let Some((key, socket)) = found {
+                let (key, socket) = (keys.places[index][key], sockets.places[index][socket]);
+                counts.push((socket, key, u64::from(count) + missing));
+            }
+        }
+    }
+    counts.sort_unstable();
+    counts.dedup_by(|pair, kept| {
+        let same = (pair.0, pair.1) == (kept.0, kept.1);
+        if same {
+            kept.2 += pair.2;
+        }
+        same
+    });
+    let mut top: TopKeys = vec![None; sockets.rows.len()];
+    for (socket, key, requests) in counts {
+        raise(&mut top[socket as usize], key, requests);
+    }
+    top
+}
+
+fn client_rows(clients: Joined, top: TopKeys, keys: &Joined) -> Vec<ClientRow> {
+    let row = |(row, top): (Row, Option<(u32, u64)>)| ClientRow {
+        client: decode(&row.key),
+        err: row.err,
+        top_key: top.map(|(key, requests)| {
+            let key = &keys.rows[key as usize];
+            (key.key.clone(), requests.min(row.requests()).min(key.requests()))
+        }),
+        counters: row.counters,
+    };
+    clients.rows.into_iter().zip(top).map(row).collect()
+}
+
+fn server_rows(servers: Joined) -> Vec<ServerRow> {
+    let row = |row: Row| ServerRow {
+        server: decode(&row.key),
+        err: row.err,
+        counters: row.counters,
+        top_key: None,
+    };
+    servers.rows.into_iter().map(row).collect()
+}
+
+fn key_rows(keys: Joined, pairs: Vec<Vec<PairRow>>) -> Vec<KeyRow> {
+    let row = |(row, clients): (Row, Vec<PairRow>)| KeyRow {
+        key: row.key,
+        truncated: row.truncated,
+        err: row.err,
+        counters: row.counters,
+        clients,
+    };
+    keys.rows.into_iter().zip(pairs).map(row).collect()
+}

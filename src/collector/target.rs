@@ -1,0 +1,296 @@
+//! Everything that is kept of one target within an interval.
+
+use super::arena::Arena;
+use super::harvest::Harvest;
+use super::latency::Latencies;
+use super::numbers::{NUMBER_BYTES, Numbers};
+use super::pairs::{Line, Pairs};
+use super::snapshot::Totals;
+use super::table::{BUCKET_BYTES, Delta, REQUEST_WEIGHT, Table};
+use super::{Capacity, CollectorError, TargetOptions};
+use crate::anomaly::AnomalyCounts;
+use crate::model::Endpoint;
+use crate::parser::Observation;
+use crate::reassembly::TargetTally;
+
+/// Chunks for the ends of long keys, to each bucket of the key table: enough for a quarter of the keys.
+const CHUNKS_PER_BUCKET: usize = 2;
+const CHUNK_BYTES: usize = 64;
+
+/// Bytes of a request and its response before the first interval has told.
+const MEAN_BYTES_GUESS: u64 = 512;
+
+/// The parts of a budget, in percent; what is left covers rounding. The servers' part goes to the keys without such a table.
+const CLIENTS_PERCENT: u64 = 2;
+const SOCKETS_PERCENT: u64 = 5;
+const SERVERS_PERCENT: u64 = 1;
+const NUMBERS_PERCENT: u64 = 1;
+const PAIRS_PERCENT: u64 = 18;
+const SOCKET_PAIRS_PERCENT: u64 = 6;
+const KEYS_PERCENT: u64 = 66;
+
+/// Bytes of an endpoint as a table's key: address and port; the address alone for clients by IP.
+pub(super) const ENDPOINT_BYTES: usize = 18;
+pub(super) const ADDRESS_BYTES: usize = 16;
+
+/// Who asked whom, in the form that the tables want.
+#[derive(Clone, Copy)]
+pub(super) struct Origin {
+    client: [u8; ENDPOINT_BYTES],
+    server: [u8; ENDPOINT_BYTES],
+    address_hash: u64,
+    client_hash: u64,
+    server_hash: u64,
+}
+
+impl Origin {
+    /// Of nobody.
+    pub(super) const NONE: Origin = Origin {
+        client: [0; ENDPOINT_BYTES],
+        server: [0; ENDPOINT_BYTES],
+        address_hash: 0,
+        client_hash: 0,
+        server_hash: 0,
+    };
+
+    pub(super) fn new(client: &Endpoint, server: &Endpoint, hash: impl Fn(&[u8]) -> u64) -> Origin {
+        let (client, server) = (encode(client), encode(server));
+        // Sixteen bytes or fewer at a time: longer ones take a hash function's slow way.
+        let of = |endpoint: &[u8; ENDPOINT_BYTES]| {
+            let address = hash(&endpoint[..ADDRESS_BYTES]);
+            let mut rest = [0; 10];
+            rest[..8].copy_from_slice(&address.to_le_bytes());
+            rest[8..].copy_from_slice(&endpoint[ADDRESS_BYTES..]);
+            (address, hash(&rest))
+        };
+        let ((address_hash, client_hash), (_, server_hash)) = (of(&client), of(&server));
+        Origin { client, server, address_hash, client_hash, server_hash }
+    }
+
+    #[inline(always)]
+    fn address(&self) -> &[u8; ADDRESS_BYTES] {
+        self.client.first_chunk().expect("an address is shorter than an endpoint")
+    }
+}
+
+fn encode(endpoint: &Endpoint) -> [u8; ENDPOINT_BYTES] {
+    let mut bytes = [0; ENDPOINT_BYTES];
+    bytes[..ADDRESS_BYTES].copy_from_slice(endpoint.octets());
+    bytes[ADDRESS_BYTES..].copy_from_slice(&endpoint.port().to_be_bytes());
+    bytes
+}
+
+/// The endpoint of a row of clients or servers.
+pub(super) fn decode(key: &[u8]) -> Endpoint {
+    let mut bytes = [0; ENDPOINT_BYTES];
+    bytes[..key.len()].copy_from_slice(key);
+    let [address @ .., high, low] = bytes;
+    Endpoint::from_ipv6(address, u16::from_be_bytes([high, low]))
+}
+
+/// One keyed request, ready to be counted.
+#[derive(Clone, Copy)]
+pub(super) struct Request<'a> {
+    pub(super) key: &'a [u8],
+    pub(super) key_hash: u64,
+    pub(super) origin: &'a Origin,
+    pub(super) delta: &'a Delta,
+}
+
+/// A target's figures since its interval began.
+pub(super) struct Target {
+    keys: Table,
+    clients: Table,
+    sockets: Table,
+    servers: Option<Table>,
+    pairs: Pairs,
+    socket_pairs: Pairs,
+    numbers: Numbers,
+    totals: Totals,
+    latencies: Latencies,
+    anomalies: AnomalyCounts,
+    packets: u64,
+    payload_packets: [u64; 2],
+    /// Weight of 65,536 bytes in the tables: such that an average request's bytes weigh as much as the request. Constant
+    /// within an interval.
+    weight_of_64k: u64,
+    keyed_requests: u64,
+    keyed_bytes: u64,
+}
+
+impl Target {
+    pub(super) fn new(options: &TargetOptions) -> Result<Target, CollectorError> {
+        let budget = options.budget_bytes;
+        let bytes = usize::try_from(budget).unwrap_or(usize::MAX);
+        let memory = |source| CollectorError::Memory { bytes: budget, source };
+        let mut arena = Arena::new(bytes).map_err(memory)?;
+        Target::carve(&mut arena, options).ok_or_else(|| CollectorError::Memory {
+            bytes: budget,
+            source: std::io::ErrorKind::OutOfMemory.into(),
+        })
+    }
+
+    fn carve(arena: &mut Arena, options: &TargetOptions) -> Option<Target> {
+        let part = |percent: u64, unit: usize| {
+            let bytes = u128::from(options.budget_bytes) * u128::from(percent) / 100;
+            usize::try_from(bytes / unit as u128).unwrap_or(usize::MAX).max(1)
+        };
+        let keys_percent = KEYS_PERCENT + if options.servers { 0 } else { SERVERS_PERCENT };
+        let key_buckets = part(keys_percent, BUCKET_BYTES + CHUNKS_PER_BUCKET * CHUNK_BYTES);
+        let line = size_of::<Line>();
+        let servers = match options.servers {
+            true => Some(Table::new(arena, part(SERVERS_PERCENT, BUCKET_BYTES), 0)?),
+            false => None,
+        };
+        Some(Target {
+            keys: Table::new(arena, key_buckets, key_buckets * CHUNKS_PER_BUCKET)?,
+            clients: Table::new(arena, part(CLIENTS_PERCENT, BUCKET_BYTES), 0)?,
+            sockets: Table::new(arena, part(SOCKETS_PERCENT, BUCKET_BYTES), 0)?,
+            servers,
+            pairs: Pairs::new(arena, part(PAIRS_PERCENT, line))?,
+            socket_pairs: Pairs::new(arena, part(SOCKET_PAIRS_PERCENT, line))?,
+            numbers: Numbers::new(arena, part(NUMBERS_PERCENT, NUMBER_BYTES))?,
+            totals: Totals::default(),
+            latencies: Latencies::new(),
+            anomalies: AnomalyCounts::default(),
+            packets: 0,
+            payload_packets: [0; 2],
+            weight_of_64k: weight_of_64k(MEAN_BYTES_GUESS),
+            keyed_requests: 0,
+            keyed_bytes: 0,
+        })
+    }
+
+    pub(super) fn capacity(&self) -> Capacity {
+        Capacity {
+            keys: self.keys.capacity(),
+            pairs: self.pairs.capacity(),
+            clients: self.clients.capacity(),
+            sockets: self.sockets.capacity(),
+            servers: self.servers.as_ref().map_or(0, Table::capacity),
+        }
+    }
+
+    /// Counts what is exact whatever happens: totals and response times.
+    #[inline]
+    pub(super) fn count(&mut self, observation: &Observation<'_>) {
+        self.totals.observe(observation);
+        if let Some(latency) = observation.latency {
+            let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
+            self.latencies.record(observation.command, micros);
+        }
+        if observation.command.is_keyed() {
+            self.keyed_requests += 1;
+            self.keyed_bytes = self
+                .keyed_bytes
+                .saturating_add(observation.request_bytes)
+                .saturating_add(observation.response_bytes);
+        }
+    }
+
+    /// Counts a keyed request in the tables.
+    #[inline]
+    pub(super) fn update(&mut self, request: &Request<'_>) {
+        let Request { key, key_hash, origin, delta } = *request;
+        let weight = delta.weight(self.weight_of_64k);
+        let key_requests = self.keys.update(key_hash, key, delta, weight);
+        self.clients.update(origin.address_hash, origin.address(), delta, weight);
+        self.sockets.update(origin.client_hash, &origin.client, delta, weight);
+        if let Some(servers) = &mut self.servers {
+            servers.update(origin.server_hash, &origin.server, delta, weight);
+        }
+        if key_requests > self.pairs.gate() {
+            match self.numbers.of(origin.address(), origin.address_hash) {
+                Some(number) => self.pairs.update(key_hash, u64::from(number)),
+                None => self.pairs.skip_unnumbered(),
+            }
+        }
+        if key_requests > self.socket_pairs.gate() {
+            self.socket_pairs.update(key_hash, origin.client_hash);
+        }
+    }
+
+    /// First step before an update: headers and pair lines.
+    #[inline]
+    pub(super) fn prefetch(&mut self, request: &Request<'_>) {
+        let origin = request.origin;
+        self.keys.prefetch_bucket(request.key_hash);
+        self.clients.prefetch_bucket(origin.address_hash);
+        self.sockets.prefetch_bucket(origin.client_hash);
+        self.socket_pairs.prefetch(request.key_hash, origin.client_hash);
+        if let Some(number) = self.numbers.of(origin.address(), origin.address_hash) {
+            self.pairs.prefetch(request.key_hash, u64::from(number));
+        }
+    }
+
+    /// Second step: slots. True: the key wants the third.
+    #[inline]
+    pub(super) fn prefetch_slots(&self, request: &Request<'_>) -> bool {
+        let origin = request.origin;
+        self.clients.prefetch_slot(origin.address_hash);
+        self.sockets.prefetch_slot(origin.client_hash);
+        self.keys.prefetch_slot(request.key_hash)
+    }
+
+    /// Third step: the slot of a key that may be in its second bucket.
+    #[inline]
+    pub(super) fn prefetch_second(&self, request: &Request<'_>) {
+        self.keys.prefetch_second(request.key_hash);
+    }
+
+    pub(super) fn add_tally(&mut self, tally: &TargetTally) {
+        let [to_server, to_client] = tally.payload_bytes;
+        self.totals.add_payload(to_server, to_client);
+        self.anomalies.merge(&tally.anomalies);
+        self.packets += tally.packets.iter().sum::<u64>();
+        for (mine, theirs) in self.payload_packets.iter_mut().zip(tally.payload_packets) {
+            *mine += theirs;
+        }
+    }
+
+    /// Copies the interval out and begins the next one.
+    pub(super) fn close_interval(&mut self, into: &mut Harvest) {
+        self.harvest(into);
+        self.keys.next_epoch();
+        self.clients.next_epoch();
+        self.sockets.next_epoch();
+        if let Some(servers) = &mut self.servers {
+            servers.next_epoch();
+        }
+        self.pairs.next_epoch();
+        self.socket_pairs.next_epoch();
+        self.numbers.clear();
+        if let Some(mean) = self.keyed_bytes.checked_div(self.keyed_requests) {
+            self.weight_of_64k = weight_of_64k(mean);
+        }
+        (self.keyed_requests, self.keyed_bytes) = (0, 0);
+    }
+
+    fn harvest(&mut self, into: &mut Harvest) {
+        let limit = into.rows_max;
+        self.keys.harvest(limit, &mut into.keys);
+        self.clients.harvest(limit, &mut into.clients);
+        self.sockets.harvest(limit, &mut into.sockets);
+        into.servers.clear();
+        if let Some(servers) = &self.servers {
+            servers.harvest(limit, &mut into.servers);
+        }
+        into.wanted.clear();
+        for row in &into.keys.rows {
+            into.wanted.insert(row.hash as u32);
+        }
+        self.pairs.harvest(into.pairs_max, &into.wanted, &mut into.pairs);
+        self.socket_pairs.harvest(into.pairs_max, &into.wanted, &mut into.socket_pairs);
+        self.numbers.harvest(&mut into.addresses);
+        into.totals = std::mem::take(&mut self.totals);
+        self.latencies.hand_over(&mut into.latencies);
+        into.anomalies = self.anomalies.take();
+        into.packets = std::mem::take(&mut self.packets);
+        into.payload_packets = std::mem::take(&mut self.payload_packets);
+    }
+}
+
+/// The weight of 65,536 bytes where requests and their responses take `mean` bytes.
+fn weight_of_64k(mean: u64) -> u64 {
+    u64::from(REQUEST_WEIGHT) * 65_536 / mean.max(64)
+}

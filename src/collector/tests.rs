@@ -1,0 +1,422 @@
+//! The collector against its plain twin: maps that forget nothing.
+
+use super::snapshot::{ClientRow, Counters, KeyRow, Snapshot};
+use super::window::Window;
+use super::*;
+use crate::anomaly::Anomaly;
+use crate::model::{Command, Endpoint, Outcome, Timestamp, Transport};
+use crate::parser::ObservationNotes;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+const TARGET: TargetId = TargetId(0);
+
+/// A request of the tests.
+#[derive(Clone, Debug)]
+struct Ask {
+    key: Vec<u8>,
+    client: u16,
+    command: Command,
+    outcome: Outcome,
+    bytes: u64,
+    micros: Option<u64>,
+}
+
+impl Ask {
+    fn get(key: &[u8], client: u16) -> Ask {
+        Ask {
+            key: key.to_vec(),
+            client,
+            command: Command::Get,
+            outcome: Outcome::Hit,
+            bytes: 100,
+            micros: Some(7),
+        }
+    }
+
+    /// Clients 0..4 share an address, and so on; every third address is an IPv6 one.
+    fn tuple(&self) -> FlowTuple {
+        let (host, port) = (self.client / 4, 1000 + self.client % 4);
+        let client = match host % 3 {
+            0 => Endpoint::from_ipv6([host as u8 + 1; 16], port),
+            _ => Endpoint::from_ipv4([10, 0, (host >> 8) as u8, host as u8], port),
+        };
+        let server = Endpoint::from_ipv4([10, 1, 0, (self.client % 3) as u8], 11211);
+        FlowTuple { target: TARGET, server, client, transport: Transport::Tcp }
+    }
+
+    fn observation(&self) -> Observation<'_> {
+        Observation {
+            timestamp: Timestamp::ZERO,
+            command: self.command,
+            outcome: self.outcome,
+            key: &self.key,
+            request_bytes: self.bytes / 3,
+            response_bytes: self.bytes,
+            latency: self.micros.map(Duration::from_micros),
+            notes: ObservationNotes::default(),
+        }
+    }
+}
+
+/// The plain twin.
+#[derive(Clone, Default)]
+struct Model {
+    keys: BTreeMap<Vec<u8>, Counters>,
+    clients: BTreeMap<Endpoint, Counters>,
+    sockets: BTreeMap<Endpoint, Counters>,
+    servers: BTreeMap<Endpoint, Counters>,
+    pairs: BTreeMap<(Vec<u8>, Endpoint), u64>,
+    all: Counters,
+}
+
+impl Model {
+    fn of<'a>(asks: impl IntoIterator<Item = &'a Ask>) -> Model {
+        let mut model = Model::default();
+        for ask in asks {
+            let (tuple, observation) = (ask.tuple(), ask.observation());
+            model.all.observe(&observation);
+            if !ask.command.is_keyed() {
+                continue;
+            }
+            let client = tuple.client.without_port();
+            model.keys.entry(ask.key.clone()).or_default().observe(&observation);
+            model.clients.entry(client).or_default().observe(&observation);
+            model.sockets.entry(tuple.client).or_default().observe(&observation);
+            model.servers.entry(tuple.server).or_default().observe(&observation);
+            *model.pairs.entry((ask.key.clone(), client)).or_default() += 1;
+        }
+        model
+    }
+
+    /// Everything that holds of any snapshot, however small the tables.
+    fn check(&self, snapshot: &Snapshot) {
+        let mut listed: BTreeMap<&[u8], &KeyRow> = BTreeMap::new();
+        for row in &snapshot.keys {
+            if row.truncated {
+                continue;
+            }
+            assert!(listed.insert(&row.key, row).is_none(), "{:?} is listed twice", row.key);
+        }
+        for (key, truth) in &self.keys {
+            match listed.remove(&key[..]) {
+                Some(row) => {
+                    check_row(row.err, &row.counters, truth);
+                    self.check_pairs(snapshot, row);
+                }
+                None => {
+                    let alike = snapshot.keys.iter().filter(|row| row.truncated && key.starts_with(&row.key));
+                    let bound = alike.map(|row| row.counters.requests()).fold(snapshot.bounds.key, u64::max);
+                    assert!(truth.requests() <= bound, "{key:?}: {truth:?}");
+                }
+            }
+        }
+        assert!(listed.is_empty(), "keys that nobody asked for: {listed:?}");
+        check_clients(&snapshot.clients, &self.clients, snapshot.bounds.client);
+        check_clients(&snapshot.sockets, &self.sockets, snapshot.bounds.client);
+        for row in &snapshot.servers {
+            check_row(row.err, &row.counters, &self.servers[&row.server]);
+        }
+        let totals = Counters { bytes_in: 0, bytes_out: 0, ..self.all };
+        assert_eq!(snapshot.totals.counters, totals);
+        assert_eq!(snapshot.latency.samples, self.all.latency_samples);
+        assert_eq!(snapshot.latency.max, self.all.latency_max_us);
+    }
+
+    fn check_pairs(&self, snapshot: &Snapshot, row: &KeyRow) {
+        for (pair, &truth) in self.pairs.iter().filter(|((key, _), _)| key[..] == *row.key) {
+            let listed: Vec<_> = row.clients.iter().filter(|listed| listed.client == pair.1).collect();
+            match listed.as_slice() {
+                [] => assert!(truth <= snapshot.bounds.pair, "{pair:?} {truth} {:?}", snapshot.bounds),
+                [listed] => {
+                    let range = listed.requests - listed.err..=listed.requests;
+                    assert!(range.contains(&truth), "{pair:?}: {truth}, {listed:?}");
+                }
+                _ => panic!("{pair:?} is listed twice"),
+            }
+        }
+        assert!(row.clients.iter().all(|pair| pair.requests <= row.counters.requests()));
+        assert!(row.clients.is_sorted_by(|a, b| a.requests >= b.requests));
+    }
+
+    /// What holds while nothing was evicted and every row was harvested.
+    fn check_exact(&self, snapshot: &Snapshot) {
+        self.check(snapshot);
+        assert_eq!(snapshot.loss.anomalies.of(Anomaly::Eviction), 0);
+        assert_eq!(snapshot.bounds, snapshot::Bounds::default());
+        assert!(snapshot.keys.iter().all(|row| row.err == 0 && !row.truncated));
+        let counts =
+            (snapshot.keys.len(), snapshot.clients.len(), snapshot.sockets.len(), snapshot.servers.len());
+        assert_eq!(counts, (self.keys.len(), self.clients.len(), self.sockets.len(), self.servers.len()));
+        let seen = (snapshot.keys_seen, snapshot.clients_seen, snapshot.connections_seen);
+        assert_eq!(seen, (self.keys.len() as u64, self.clients.len() as u64, self.sockets.len() as u64));
+        let pairs: usize = snapshot.keys.iter().map(|row| row.clients.len()).sum();
+        assert_eq!(pairs, self.pairs.len());
+        for row in &snapshot.clients {
+            let (key, requests) = row.top_key.clone().unwrap();
+            assert_eq!(self.pairs[&(key.to_vec(), row.client)], requests);
+            let most =
+                self.pairs.iter().filter(|((_, client), _)| *client == row.client).map(|(_, n)| *n).max();
+            assert_eq!(most, Some(requests));
+        }
+    }
+}
+
+/// Truth in `[requests - err, requests]`, and every figure exact with `err == 0` and otherwise a lower bound.
+fn check_row(err: u64, counters: &Counters, truth: &Counters) {
+    let (upper, truth_requests) = (counters.requests(), truth.requests());
+    assert!(upper - err <= truth_requests && truth_requests <= upper, "±{err} {counters:?} {truth:?}");
+    if err == 0 {
+        assert_eq!(counters, truth);
+        return;
+    }
+    assert!(counters.gets - err <= truth.gets && truth.gets <= counters.gets);
+    let lower = |of: fn(&Counters) -> u64| assert!(of(counters) <= of(truth), "{counters:?} {truth:?}");
+    lower(|c| c.hits);
+    lower(|c| c.misses);
+    lower(|c| c.stores);
+    lower(|c| c.errors);
+    lower(|c| c.bytes_in);
+    lower(|c| c.bytes_out);
+    lower(|c| c.latency_sum_us);
+    lower(|c| c.latency_samples);
+    lower(|c| c.latency_max_us);
+}
+
+fn check_clients(rows: &[ClientRow], truths: &BTreeMap<Endpoint, Counters>, bound: u64) {
+    let mut listed: BTreeMap<Endpoint, &ClientRow> = BTreeMap::new();
+    for row in rows {
+        assert!(listed.insert(row.client, row).is_none(), "{} is listed twice", row.client);
+    }
+    for (client, truth) in truths {
+        match listed.remove(client) {
+            Some(row) => check_row(row.err, &row.counters, truth),
+            None => assert!(truth.requests() <= bound, "{client} {truth:?} {bound}"),
+        }
+    }
+    assert!(listed.is_empty());
+}
+
+fn collector(budget_bytes: u64, seed: u64) -> Collector {
+    let targets = vec![TargetOptions { budget_bytes, servers: true }];
+    Collector::of_any_size(&CollectorOptions { targets, seed: Some(seed) }).unwrap()
+}
+
+fn feed<'a>(collector: &mut Collector, asks: impl IntoIterator<Item = &'a Ask>) {
+    for ask in asks {
+        collector.observe(&ask.tuple(), &ask.observation());
+    }
+}
+
+fn close(collector: &mut Collector, rows_max: Option<usize>) -> Harvest {
+    let mut harvest = Harvest::new(rows_max);
+    collector.close_interval(TARGET, &mut harvest);
+    harvest
+}
+
+/// A key by number, of all lengths that are of interest.
+fn key(number: u16) -> Vec<u8> {
+    let length = [0usize, 1, 5, 42, 43, 44, 59, 60, 103, 104, 250][usize::from(number) % 11];
+    let mut key = vec![0u8; length];
+    for (byte, digit) in key.iter_mut().rev().zip(number.to_le_bytes()) {
+        *byte = digit;
+    }
+    key
+}
+
+fn any_ask(keys: u16, clients: u16) -> impl Strategy<Value = Ask> {
+    let commands = [Command::Get, Command::Set, Command::Delete, Command::Touch, Command::Incr];
+    let more = [Command::MetaDebug, Command::Version, Command::Get, Command::Get, Command::Gets];
+    let commands = prop::sample::select([commands, more].concat());
+    let outcomes = prop::sample::select(Outcome::ALL.to_vec());
+    // Small numbers are drawn more often.
+    let key_number = (0..keys, 0..keys).prop_map(|(a, b)| a.min(b));
+    (key_number, 0..clients, commands, outcomes, 0u64..100_000, prop::option::of(0u64..1_000_000)).prop_map(
+        |(number, client, command, outcome, bytes, micros)| {
+            let key = if command.is_keyed() { key(number) } else { Vec::new() };
+            Ask { key, client, command, outcome, bytes, micros }
+        },
+    )
+}
+
+fn asks(keys: u16, clients: u16, count: usize) -> impl Strategy<Value = Vec<Ask>> {
+    prop::collection::vec(any_ask(keys, clients), 0..count)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Tables of a few dozen rows, far too small: bounds hold, in each of several intervals.
+    #[test]
+    fn bounds_hold_when_tables_overflow(
+        intervals in prop::collection::vec(asks(400, 120, 1500), 1..4),
+        seed: u64,
+        rows_max in prop::option::of(1usize..40),
+        budget in 60_000u64..120_000,
+    ) {
+        let mut collector = collector(budget, seed);
+        for asks in &intervals {
+            feed(&mut collector, asks);
+            let harvest = close(&mut collector, rows_max);
+            Model::of(asks).check(&merge(&[&harvest]));
+        }
+    }
+
+    /// Tables with room: the snapshot is the model.
+    #[test]
+    fn exact_while_it_fits(intervals in prop::collection::vec(asks(300, 60, 800), 1..4), seed: u64) {
+        let mut collector = collector(4_000_000, seed);
+        let mut harvest = Harvest::new(None);
+        for asks in &intervals {
+            feed(&mut collector, asks);
+            collector.close_interval(TARGET, &mut harvest);
+            Model::of(asks).check_exact(&merge(&[&harvest]));
+        }
+    }
+
+    /// Several workers' harvests are one collector's, and hold their bounds when they are not.
+    #[test]
+    fn workers_merge(
+        parts in prop::collection::vec(asks(300, 60, 600), 2..4),
+        seed: u64,
+        same_seed: bool,
+        rows_max in prop::option::of(1usize..80),
+        small: bool,
+    ) {
+        let budget = if small { 60_000 } else { 4_000_000 };
+        let harvests: Vec<Harvest> = parts.iter().enumerate().map(|(index, asks)| {
+            let mut collector = collector(budget, if same_seed || small { seed } else { seed ^ index as u64 });
+            feed(&mut collector, asks);
+            close(&mut collector, rows_max)
+        }).collect();
+        let merged = merge(&harvests.iter().collect::<Vec<_>>());
+        let model = Model::of(parts.iter().flatten());
+        model.check(&merged);
+        if !small && rows_max.is_none() {
+            model.check_exact(&merged);
+        }
+    }
+
+    /// Windows of any length are what their intervals were, or say by how much they can differ.
+    #[test]
+    fn windows_fold(
+        intervals in prop::collection::vec(asks(300, 60, 400), 1..8),
+        seed: u64,
+        small: bool,
+        length in prop::option::of(1u64..80),
+        rows_max in prop::option::of(1usize..80),
+    ) {
+        let mut collector = collector(if small { 60_000 } else { 4_000_000 }, seed);
+        let mut window = Window::new(length.map(Duration::from_secs));
+        for (index, asks) in intervals.iter().enumerate() {
+            feed(&mut collector, asks);
+            let mut snapshot = merge(&[&close(&mut collector, rows_max)]);
+            snapshot.start = Timestamp::from_parts(10 * index as u64, 0);
+            snapshot.end = Timestamp::from_parts(10 * index as u64 + 10, 0);
+            let folded = window.fold(snapshot);
+            let covered = length.map_or(index + 1, |length| ((length / 10) as usize).clamp(1, index + 1));
+            prop_assert_eq!(folded.length(), Duration::from_secs(10 * covered as u64));
+            let model = Model::of(intervals[index + 1 - covered..=index].iter().flatten());
+            model.check(&folded);
+            if !small && rows_max.is_none() {
+                model.check_exact(&folded);
+            }
+        }
+    }
+}
+
+#[test]
+fn no_key_is_lost_below_seven_tenths_of_capacity() {
+    let mut collector = collector(4_000_000, 1);
+    let count = collector.capacity(TARGET).keys * 6 / 10;
+    for number in 0..count as u32 {
+        let ask = Ask::get(&number.to_be_bytes(), 0);
+        collector.observe(&ask.tuple(), &ask.observation());
+    }
+    let snapshot = merge(&[&close(&mut collector, None)]);
+    assert_eq!((snapshot.keys.len(), snapshot.bounds.key), (count, 0));
+    assert!(snapshot.keys.iter().all(|row| row.err == 0 && row.counters.requests() == 1));
+}
+
+#[test]
+fn the_smallest_budget_makes_a_collector() {
+    let small = TargetOptions { budget_bytes: BUDGET_MIN, servers: true };
+    let options = CollectorOptions { targets: vec![small.clone(), small], seed: None };
+    let mut collector = Collector::new(&options).unwrap();
+    assert!(collector.capacity(TargetId(1)).keys > 2000);
+    assert_eq!(collector.capacity(TargetId(2)), Capacity::default());
+    let ask = Ask::get(b"k", 1);
+    collector.observe(&FlowTuple { target: TargetId(1), ..ask.tuple() }, &ask.observation());
+    collector.observe(&FlowTuple { target: TargetId(9), ..ask.tuple() }, &ask.observation());
+    let mut harvest = Harvest::new(Some(10));
+    collector.close_interval(TARGET, &mut harvest);
+    assert!(merge(&[&harvest]).keys.is_empty());
+    collector.close_interval(TargetId(1), &mut harvest);
+    Model::of([&ask]).check_exact(&merge(&[&harvest]));
+    let options = CollectorOptions {
+        targets: vec![TargetOptions { budget_bytes: BUDGET_MIN - 1, servers: false }],
+        seed: None,
+    };
+    assert!(matches!(Collector::new(&options), Err(CollectorError::BudgetTooSmall { .. })));
+}
+
+#[test]
+fn tallies_are_summed() {
+    let mut collector = collector(1_000_000, 0);
+    let mut tally = TargetTally {
+        payload_bytes: [10, 20],
+        packets: [3, 4],
+        payload_packets: [1, 2],
+        ..Default::default()
+    };
+    tally.anomalies.count(Anomaly::Gap);
+    collector.add_tally(TARGET, &tally);
+    collector.add_tally(TARGET, &tally);
+    let snapshot = merge(&[&close(&mut collector, None)]);
+    assert_eq!((snapshot.totals.counters.bytes_in, snapshot.totals.counters.bytes_out), (20, 40));
+    assert_eq!((snapshot.loss.packets, snapshot.packets_by_direction), (14, [2, 4]));
+    assert_eq!(snapshot.loss.anomalies.of(Anomaly::Gap), 2);
+    assert_eq!(merge(&[&close(&mut collector, None)]), Snapshot::default());
+    assert_eq!(merge(&[]), Snapshot::default());
+}
+
+#[test]
+fn top_keys_of_sockets_are_known() {
+    let mut collector = collector(4_000_000, 5);
+    for client in 0..40u16 {
+        for number in 0..20u16 {
+            let times = if number == client % 20 { 9 } else { 2 };
+            feed(&mut collector, &vec![Ask::get(&number.to_be_bytes(), client); times]);
+        }
+    }
+    let snapshot = merge(&[&close(&mut collector, None)]);
+    assert_eq!(snapshot.sockets.len(), 40);
+    for client in 0..40u16 {
+        let socket = Ask::get(b"", client).tuple().client;
+        let row = snapshot.sockets.iter().find(|row| row.client == socket).unwrap();
+        assert_eq!(row.top_key, Some((Box::from((client % 20).to_be_bytes()), 9)));
+    }
+}
+
+#[test]
+fn the_hot_survive_a_flood() {
+    let mut collector = collector(200_000, 3);
+    let mut asks = Vec::new();
+    for number in 0..60_000u32 {
+        asks.push(Ask::get(&number.to_be_bytes(), (number % 90) as u16));
+        if number % 100 == 0 {
+            asks.push(Ask::get(b"hot", 1));
+        }
+        if number % 1000 == 0 {
+            asks.push(Ask { bytes: 1_000_000, ..Ask::get(b"large", 2) });
+        }
+    }
+    feed(&mut collector, &asks);
+    let snapshot = merge(&[&close(&mut collector, Some(20))]);
+    Model::of(&asks).check(&snapshot);
+    for (name, requests) in [(&b"hot"[..], 600), (b"large", 60)] {
+        let row = snapshot.keys.iter().find(|row| &*row.key == name).unwrap();
+        assert_eq!((row.err, row.counters.requests()), (0, requests));
+    }
+}
