@@ -10,3 +10,4 @@ pub mod network;
 pub mod parser;
 pub mod reassembly;
 pub mod report;
+pub mod sandbox;
