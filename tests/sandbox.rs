@@ -67,7 +67,7 @@ fn main() {
     assert!(rustix::process::geteuid().is_root(), "sandbox tests need root, to have something to give up");
     let wanted: Vec<String> =
         std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
-    let mut out = io::stdout();
+    let (mut out, mut passed) = (io::stdout(), 0);
     for (name, watch, _) in TESTS {
         if !wanted.is_empty() && !wanted.iter().any(|part| name.contains(part.as_str())) {
             continue;
@@ -75,7 +75,10 @@ fn main() {
         write!(out, "test {name} ... ").and_then(|()| out.flush()).expect("stdout is open");
         watch(name);
         writeln!(out, "ok").expect("stdout is open");
+        passed += 1;
     }
+    // An option's value is taken for part of a name ("--test-threads 1"), so say how many ran.
+    writeln!(out, "{passed} of {} sandbox tests ran and passed", TESTS.len()).expect("stdout is open");
 }
 
 /// The process that plays a scenario.
