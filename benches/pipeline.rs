@@ -69,8 +69,9 @@ fn pipeline(criterion: &mut Criterion) {
             new_pipeline,
             |pipeline| {
                 for packet in packets_of(&packets) {
-                    let mut observe = |tuple: &_, observation: &_| collector.observe(tuple, observation);
-                    pipeline.handle_packet(&packet, &mut observe);
+                    pipeline.handle_packet(&packet, &mut |tuple, observation| {
+                        collector.observe(tuple, observation);
+                    });
                 }
             },
             BatchSize::PerIteration,

@@ -31,6 +31,7 @@
 //! | [`report`] | snapshots | text | tables, JSON Lines, CSV, Markdown, findings, escaping, privacy |
 //! | [`pipeline`] | packets | observations | composes decode, reassembly and parser |
 //! | [`runtime`] | configuration | reports | threads, clock, signals, interfaces; `run`, `replay`, `doctor` |
+//! | [`sandbox`] | options | | giving up user, capabilities, files and system calls once the rings are open |
 //! | [`config`], [`cli`] | operator | `Config` | every default, every flag |
 //!
 //! Imports run one way: capture ← reassembly ← parser ← collector ← report. `tests/tidy.rs` keeps the arrows and the list of
@@ -65,3 +66,4 @@ pub mod pipeline;
 pub mod reassembly;
 pub mod report;
 pub mod runtime;
+pub mod sandbox;

@@ -3,7 +3,6 @@
 use crate::capture::filter::FilterSpec;
 use crate::capture::interface::{self, Choice, Interface, InterfaceRequest};
 use crate::capture::ring::{self, Ring, RingError, RingOptions, RingShape, RingState, ring_byte_rate};
-use crate::capture::socket;
 use crate::cli::{Exit, Options};
 use crate::collector::{Collector, Harvest};
 use crate::config::{CaptureConfig, Config, Snaplen};
@@ -18,6 +17,7 @@ use crate::runtime::reporter::{Reload, ReporterThread};
 use crate::runtime::signals::Requests;
 use crate::runtime::worker::{WhenLate, Worker, WorkerChannels};
 use crate::runtime::{collector_options, harvest, interval_length, load, pipeline_limits, target_map};
+use crate::sandbox::{self, SandboxMode, SandboxOptions};
 use std::net::IpAddr;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -72,6 +72,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     let reload: Reload = Box::new(move || Ok(again.load(&|name| std::env::var(name).ok())?.config));
     let reporter = ReporterThread::new(&config, sources, buffer_senders, requests.clone(), Some(reload))?;
 
+    give_up_privileges(&config, options)?;
     thread::scope(|scope| {
         let reporter = scope.spawn(move || reporter.run(&reports));
         let captures: Vec<_> =
@@ -84,6 +85,31 @@ pub fn run(options: &Options) -> Result<(), Failure> {
         let reported = reporter.join().unwrap_or_else(|_| Err(bug()));
         reported.and(captured)
     })
+}
+
+/// With a user to become, everything that is not needed any more is given up: sockets, rings and the output are open by now, and no
+/// thread runs yet (capabilities, Landlock and seccomp hold for each thread).
+fn give_up_privileges(config: &Config, options: &Options) -> Result<(), Failure> {
+    let Some(user) = &config.capture.user else { return Ok(()) };
+    let folder = |path: &std::path::PathBuf| path.parent().map(std::path::Path::to_path_buf);
+    let report = sandbox::enter(&SandboxOptions {
+        mode: SandboxMode::BestEffort,
+        user: Some(user.clone()),
+        writable_paths: Vec::new(),
+        readable_paths: options.config.as_ref().and_then(folder).into_iter().collect(),
+    })
+    .map_err(|error| Failure::new(Exit::Failure, error))?;
+    for warning in &report.warnings {
+        tracing::warn!("{warning}");
+    }
+    tracing::info!("{report}");
+    Ok(())
+}
+
+/// The number of the interface of a name, asked of the kernel in a way that a sandbox permits.
+fn interface_index(name: &str) -> Option<u32> {
+    let known = interface::enumerate().ok()?;
+    known.into_iter().find(|interface| interface.name == name).map(|interface| interface.index)
 }
 
 /// The wall clock. Packets of the ring carry the same clock, so the two can be compared.
@@ -314,7 +340,7 @@ impl Capture {
                 tracing::warn!("{} is {}", interface.name, state_text(state));
             }
             if state == RingState::Gone
-                && let Some(index) = socket::interface_index(&interface.name)
+                && let Some(index) = interface_index(&interface.name)
             {
                 match ring.rebind(index) {
                     Ok(()) => {
