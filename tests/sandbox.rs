@@ -5,7 +5,6 @@
 //! Needs root; a test that cannot run says so and fails. Runs with the product's allocator.
 
 mod support {
-    #[expect(dead_code, reason = "this test needs no pairs and no tun devices")]
     pub(crate) mod netns;
 }
 
