@@ -91,12 +91,13 @@ impl Worker {
         if prints <= self.prints {
             return;
         }
-        self.prints = prints;
         if let Some(buffer) = self.take_buffer()
             && let Some(interval) = self.clock.cut(now)
         {
             self.send(interval, buffer, figures(), false);
             self.cut = true;
+            // Only now: without a buffer the demand is answered in the next round.
+            self.prints = prints;
         }
     }
 
