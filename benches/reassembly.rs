@@ -2,7 +2,7 @@
 //! 1,000,000 flows, and on damaged traffic.
 //!
 //! The flows take turns, as do the directions: a request of one segment and an answer with a body of 400 bytes, so every segment
-//! of a bench with many flows finds its flow, and the parser's state, cold.
+//! of a bench with many flows finds its flow, and the parser's state, cold. Subtract `segments_only`, the cost of making them.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use memtap::capture::{Segment, TcpFlags};
@@ -38,10 +38,7 @@ fn listen(_: &FlowTuple, state: &mut State, event: StreamEvent<'_>) -> Demand {
 
 fn classify(_: &Endpoint, destination: &Endpoint) -> Orientation {
     let to_server = destination.port() == 11211;
-    Orientation {
-        source: (!to_server).then_some(TargetId(0)),
-        destination: to_server.then_some(TargetId(0)),
-    }
+    Orientation { source: (!to_server).then_some(TargetId(0)), destination: to_server.then_some(TargetId(0)) }
 }
 
 /// Traffic without end, made as it is consumed: sequence numbers follow from the round.
@@ -50,6 +47,8 @@ struct Traffic {
     tallies: Vec<TargetTally>,
     flows: u32,
     answer: Vec<u8>,
+    /// Only make the segments: what to subtract.
+    skim: bool,
     /// Every so many rounds the request comes after its answer; 0 for never.
     reorder_every: u32,
     /// Every so many rounds the request is not captured.
@@ -63,12 +62,14 @@ impl Traffic {
         let mut answer = b"VALUE some:key:of:usual:length:0123 0 400\r\n".to_vec();
         answer.extend_from_slice(&[b'x'; 400]);
         answer.extend_from_slice(b"\r\nEND\r\n");
-        let limits = ReassemblyLimits { flows_max: flows as usize * 5 / 4 + 64, ..ReassemblyLimits::default() };
+        let limits =
+            ReassemblyLimits { flows_max: flows as usize * 5 / 4 + 64, ..ReassemblyLimits::default() };
         Traffic {
             table: FlowTable::new(limits),
             tallies: vec![TargetTally::default()],
             flows,
             answer,
+            skim: false,
             reorder_every: 0,
             lose_every: 0,
             now: Timestamp::from_parts(1_700_000_000, 0),
@@ -99,7 +100,12 @@ impl Traffic {
             payload,
             payload_wire_bytes: payload.len() as u32,
         };
-        self.table.handle_segment(black_box(&segment), classify, &mut self.tallies, &mut listen);
+        let segment = black_box(&segment);
+        if self.skim {
+            black_box((segment.source, segment.destination, segment.seq));
+        } else {
+            self.table.handle_segment(segment, classify, &mut self.tallies, &mut listen);
+        }
     }
 
     fn open_all(&mut self) {
@@ -136,6 +142,10 @@ impl Traffic {
 fn segments(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("reassembly");
     group.throughput(Throughput::Elements(u64::from(2 * ROUNDS_A_PASS)));
+    let mut traffic = Traffic { skim: true, ..Traffic::new(10_000) };
+    group.bench_function("segments_only", |bencher| {
+        bencher.iter(|| (0..ROUNDS_A_PASS).for_each(|_| traffic.round()));
+    });
     for flows in [1, 10_000, 1_000_000] {
         let mut traffic = Traffic::new(flows);
         traffic.open_all();

@@ -35,9 +35,9 @@ pub(super) enum Life {
     Established,
 }
 
-/// A connection: two cache lines beside the parser's state.
+/// A connection: two neighbouring cache lines, which processors fetch in pairs, beside the parser's state.
 #[derive(Clone, Copy, Debug)]
-#[repr(align(64))]
+#[repr(align(128))]
 pub(super) struct Flow {
     /// Capture time of its last packet.
     pub(super) last_seen: Timestamp,
@@ -669,7 +669,9 @@ fn deliver<'b, S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand>(
         listener.tally.anomalies.count(Anomaly::DuplicateSegment);
         return;
     }
-    listener.pass_hole(stream, passage, distance.max(0).unsigned_abs());
+    if distance > 0 {
+        listener.pass_hole(stream, passage, distance.unsigned_abs());
+    }
     passage.at_start &= old == 0;
     if arrival.wire_bytes > 0 {
         stream.data_seen = true;
@@ -689,7 +691,9 @@ fn deliver<'b, S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand>(
         }
     }
     let uncaptured = arrival.wire_bytes - arrival.captured_bytes;
-    listener.pass_hole(stream, passage, uncaptured - narrow(cut).min(uncaptured));
+    if uncaptured > 0 {
+        listener.pass_hole(stream, passage, uncaptured - narrow(cut).min(uncaptured));
+    }
     if arrival.fin {
         listener.close(stream, arrival.direction);
         stream.next = stream.next.plus(1);

@@ -383,14 +383,15 @@ impl<S: Default> FlowTable<S> {
     #[inline]
     fn is_expired(&self, slot: u32, now: Timestamp) -> bool {
         let flow = &self.flows[slot as usize];
-        let idle = now.since(flow.last_seen);
-        idle > self.idle_min
-            && idle
-                > match flow.life {
-                    _ if flow.is_closed() => self.limits.closed_idle_max,
-                    Life::Established if !flow.is_closing() => self.limits.flow_idle_max,
-                    _ => self.limits.embryonic_idle_max,
-                }
+        if now <= flow.last_seen.plus(self.idle_min) {
+            return false;
+        }
+        let idle_max = match flow.life {
+            _ if flow.is_closed() => self.limits.closed_idle_max,
+            Life::Established if !flow.is_closing() => self.limits.flow_idle_max,
+            _ => self.limits.embryonic_idle_max,
+        };
+        now > flow.last_seen.plus(idle_max)
     }
 }
 

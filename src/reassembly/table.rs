@@ -68,12 +68,13 @@ impl SlotIndex {
         None
     }
 
-    /// Enters `slot` in the emptier candidate bucket; `false` when both are full.
+    /// Enters `slot` in one of its candidate buckets; `false` when both are full.
     pub(super) fn insert(&mut self, hash: u64, slot: u32) -> bool {
         let [first, second] = self.candidates_of(hash);
         let room = |bucket: usize| self.buckets[bucket].places_of(EMPTY);
         let (in_first, in_second) = (room(first), room(second));
-        let (bucket, places) = if in_first.count_ones() >= in_second.count_ones() {
+        // The first while it has room to spare, so that most look-ups read one line; the emptier when it fills up.
+        let (bucket, places) = if in_first.count_ones() >= in_second.count_ones().min(2) {
             (first, in_first)
         } else {
             (second, in_second)
@@ -147,28 +148,28 @@ pub(super) struct ClockHand {
     /// The slot that it comes to next; below `slots`.
     next: usize,
     period: Duration,
-    /// Packet time between two moves, and that of the last one.
+    /// Packet time between two moves, and when the next one is due.
     step: Duration,
-    moved: Timestamp,
+    due: Timestamp,
 }
 
 impl ClockHand {
     /// Around `slots` slots (at least one) in `period`.
     pub(super) fn new(slots: usize, period: Duration) -> ClockHand {
         let moves = u32::try_from(slots.div_ceil(MOVE_SLOTS_MAX)).unwrap_or(u32::MAX);
-        ClockHand { slots, next: 0, period, step: period / moves.max(1), moved: Timestamp::ZERO }
+        ClockHand { slots, next: 0, period, step: period / moves.max(1), due: Timestamp::ZERO }
     }
 
     /// Whether it is time for a move.
     #[inline(always)]
     pub(super) fn is_due(&self, now: Timestamp) -> bool {
-        now.since(self.moved) >= self.step
+        now >= self.due
     }
 
     /// The number of slots to pass now. After a leap in time the hand does not try to catch up.
     pub(super) fn begin_move(&mut self, now: Timestamp) -> usize {
-        let leapt = now.since(self.moved) > self.period;
-        self.moved = if leapt { now } else { self.moved.plus(self.step) };
+        let leapt = now.since(self.due) > self.period;
+        self.due = if leapt { now } else { self.due }.plus(self.step);
         self.slots.min(MOVE_SLOTS_MAX)
     }
 
