@@ -132,7 +132,10 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Assembler<'_, S
             slot: self.slot,
             direction,
         };
-        if arrival.wire_bytes > 0 || arrival.fin {
+        if arrival.wire_bytes > self.limits.window_bytes_max {
+            // Only a forged recording says so; what follows may add lengths without a thought.
+            self.listener.tally.anomalies.count(Anomaly::OutOfWindow);
+        } else if arrival.wire_bytes > 0 || arrival.fin {
             self.accept(arrival, segment.payload);
         }
         if self.holds_any() {
@@ -237,7 +240,10 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Assembler<'_, S
     #[cold]
     fn place_between(&mut self, mut arrival: Arrival, mut payload: &[u8]) {
         let mut repeats = false;
-        while let Some(known) = self.overlap(&arrival) {
+        let mut from = self.flow.stream(arrival.direction).held;
+        while let Some(id) = self.overlap(from, &arrival) {
+            let known = *self.held.arrival(id);
+            let head = self.flow.stream(arrival.direction).held;
             repeats = true;
             let before = known.seq.distance_from(arrival.seq).max(0).unsigned_abs();
             if before > 0 {
@@ -255,6 +261,9 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Assembler<'_, S
                 break;
             }
             payload = &payload[arrival.cut_front(known_end)..];
+            // Segments leave the list in order: unless the first has left, the known one is still there to go on from.
+            let new_head = self.flow.stream(arrival.direction).held;
+            from = if new_head == head { id } else { new_head };
         }
         if repeats {
             self.listener.tally.anomalies.count(Anomaly::DuplicateSegment);
@@ -264,16 +273,15 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Assembler<'_, S
         }
     }
 
-    /// The first held segment of a direction that has bytes, or the FIN, of this one.
-    fn overlap(&self, arrival: &Arrival) -> Option<Arrival> {
-        let head = self.flow.stream(arrival.direction).held;
+    /// The first segment in the list from `from` on that has bytes of this one, or the same FIN.
+    fn overlap(&self, from: u32, arrival: &Arrival) -> Option<u32> {
         let same_fin = |known: &Arrival| known.fin && arrival.wire_bytes == 0 && known.end() == arrival.seq;
-        let known = self
-            .held
-            .list(head)
-            .map(|id| *self.held.arrival(id))
-            .find(|known| known.end().is_after(arrival.seq) || same_fin(known))?;
-        (known.seq.is_before(arrival.end()) || same_fin(&known)).then_some(known)
+        let id = self.held.list(from).find(|&id| {
+            let known = self.held.arrival(id);
+            known.end().is_after(arrival.seq) || same_fin(known)
+        })?;
+        let known = self.held.arrival(id);
+        (known.seq.is_before(arrival.end()) || same_fin(known)).then_some(id)
     }
 
     /// Delivers a segment or holds it.
@@ -449,8 +457,14 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Assembler<'_, S
         if server.data_seen {
             return self.flow.server_data_ack == arrival.seq;
         }
-        let unseen = arrival.ack.map_or(0, |ack| ack.offset_from(server.origin));
-        arrival.seq == self.flow.stream(Direction::ToServer).origin || unseen >= UNSEEN_BYTES_ONE_SIDED
+        let first = arrival.seq == self.flow.stream(Direction::ToServer).origin;
+        first || arrival.ack.is_some_and(|ack| self.is_server_uncaptured(ack))
+    }
+
+    /// Whether so much of the server's stream has been acknowledged unseen that it must go another way.
+    fn is_server_uncaptured(&self, ack: SeqNumber) -> bool {
+        let server = self.flow.stream(Direction::ToClient);
+        !server.data_seen && ack.offset_from(server.origin) >= UNSEEN_BYTES_ONE_SIDED
     }
 
     /// Draws the consequences of a direction's loss for the other.
@@ -473,6 +487,7 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Assembler<'_, S
     #[cold]
     fn anchor(&mut self, ack: SeqNumber) {
         self.flow.client_lost = false;
+        let uncaptured = self.is_server_uncaptured(ack);
         let own = Direction::ToClient.index();
         match self.flow.streams[own].phase {
             Phase::Closed => return,
@@ -498,6 +513,11 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Assembler<'_, S
         stream.next = ack;
         stream.skip = 0;
         stream.phase = Phase::Framed;
+        if uncaptured {
+            // Were it framed, every request would wait for an answer that nobody will see.
+            stream.phase = Phase::Lost;
+            self.listener.tell_gap(Direction::ToClient, 0);
+        }
     }
 
     /// Keeps a segment, which overlaps none that is held, for later; `false` when there is no room.

@@ -22,6 +22,9 @@ use foldhash::quality::RandomState;
 use std::hash::BuildHasher;
 use std::time::Duration;
 
+/// Steps back of the clock that are no disorder of packets.
+const CLOCK_SET_BACK_MIN: Duration = Duration::from_secs(10);
+
 /// Which of two endpoints is a server of a target, if any.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Orientation {
@@ -353,9 +356,10 @@ impl<S: Default> FlowTable<S> {
                 Patience::Retransmission => self.limits.retransmission_wait,
                 Patience::RetransmissionUnacknowledged => self.limits.retransmission_wait_unacknowledged,
             };
-            // Ends: settling always delivers a segment, declares bytes a gap, or starts a segment's patience anew.
+            // Ends: settling always delivers a segment, declares bytes a gap, or starts a segment's patience anew. What
+            // came long after now came before the clock was set back.
             while let Some((id, since)) = self.held.front(patience)
-                && since.plus(wait_max) <= now
+                && (since.plus(wait_max) <= now || since > now.plus(CLOCK_SET_BACK_MIN))
             {
                 let arrival = *self.held.arrival(id);
                 self.assembler(arrival.slot, now, tallies, emit).settle(arrival.direction);

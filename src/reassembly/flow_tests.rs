@@ -1,8 +1,10 @@
 //! One named test for each trap that reassembly must not fall into (the numbers are those of the trap list in the
 //! research notes), and the flow table and assembler against plain twins on random input.
 
+use super::assembler::Flow;
 use super::flow::{FlowTable, Occupancy, Orientation};
 use super::limits::ReassemblyLimits;
+use super::table::SlotIndex;
 use super::toy_parser::{Recorder, Toy};
 use super::{Demand, StreamEvent, TargetTally};
 use crate::anomaly::Anomaly;
@@ -320,17 +322,65 @@ fn trap10_one_sided_capture_goes_on_after_sixteen_segments_or_a_second() {
 }
 
 #[test]
-fn trap10_one_sided_capture_of_requests_gives_up_the_server_once() {
+fn trap10_one_sided_capture_of_requests_gives_up_the_server() {
     let mut w = World::open(99, 499);
     let mut seq = 100;
     for number in 0..50u32 {
-        w.c(seq, 500 + 10 * number, b"a 0\n");
+        w.c(seq, 500 + 1000 * number, b"a 0\n");
         seq += 4;
-        w.pass(HOLD);
+        w.pass(if number < 20 { HOLD } else { Duration::ZERO });
     }
+    // While answers may still come, every request waits for those that it acknowledges; after 16 KiB none does.
     assert_eq!(w.recorder.log.iter().filter(|line| *line == ">a").count(), 50);
-    assert_eq!(w.recorder.log.iter().filter(|line| line.starts_with("<gap")).count(), 49);
+    assert_eq!(w.count(Anomaly::Gap), 17);
     w.clean();
+}
+
+#[test]
+fn trap10_one_sided_capture_of_answers_gives_up_the_client() {
+    let mut w = World::new();
+    w.server(SYN_ACK, 499, 100, b"");
+    for number in 0..50u32 {
+        w.s(500 + 4 * number, 104 + 4 * number, b"a 0\n");
+        w.pass(if number == 0 { HOLD } else { Duration::ZERO });
+    }
+    assert_eq!(w.recorder.log, [">gap 4", "<gap 0"]);
+    assert_eq!(w.recorder.offers.len(), 50);
+    w.clean();
+}
+
+#[test]
+fn a_clock_that_is_set_back_stops_nothing() {
+    let mut w = World::open(99, 499);
+    w.c(104, 500, b"b 0\n");
+    w.now = Timestamp::from_parts(1_600_000_000, 0);
+    w.pass(Duration::ZERO);
+    w.heard(&[">gap 4", ">b"]);
+    for _ in 0..70 {
+        w.pass(Duration::from_secs(60));
+    }
+    w.now = Timestamp::from_parts(1_700_009_000, 0);
+    w.pass(Duration::from_secs(1));
+    w.heard(&[">gap 4", ">b", ">close", "<close"]);
+}
+
+#[test]
+fn without_room_for_a_carry_the_head_is_given_up() {
+    let mut w = World::with(ReassemblyLimits { carries_max: 0, ..limits() });
+    w.handshake(99, 499);
+    w.c(100, 500, b"a 0\nunfin");
+    w.c(109, 500, b"b 0\n");
+    w.heard(&[">a", ">gap 0", ">b"]);
+    assert_eq!(w.count(Anomaly::SegmentShed), 1);
+    w.clean();
+}
+
+#[test]
+fn a_flow_takes_at_most_160_bytes_beside_the_parsers_state() {
+    let flows = 1 << 20;
+    let index = SlotIndex::new(flows);
+    let free_list = 4;
+    assert!(size_of::<Flow>() + index.bytes() / flows + free_list <= 160);
 }
 
 #[test]
@@ -973,7 +1023,7 @@ proptest! {
                 seq, ack,
                 flags: TcpFlags(if near { flags & 0x37 | 0x10 } else { flags & 0x3f }),
                 payload,
-                payload_wire_bytes: length as u32 + if cut > 50 { cut } else { 0 },
+                payload_wire_bytes: match cut { 0 => u32::MAX, 51.. => length as u32 + cut, _ => length as u32 },
             });
             place[own] = seq.wrapping_add(length as u32);
         }

@@ -233,6 +233,7 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Listener<'_, S,
             let event = stream_bytes(passage, rest, position, passage.at_start);
             (self.emit)(&self.tuple, self.state, event)
         };
+        debug_assert!(demand.used <= rest.len(), "the parser used bytes that it was not lent");
         let used = demand.used.min(rest.len());
         let rest = &rest[used..];
         stream.next = stream.next.plus(narrow(used));

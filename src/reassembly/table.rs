@@ -49,6 +49,12 @@ impl SlotIndex {
         SlotIndex { buckets: vec![bucket; buckets].into_boxed_slice(), mask: buckets - 1 }
     }
 
+    /// Bytes that the index takes.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        size_of_val(&*self.buckets)
+    }
+
     /// The slot with this hash for which `matches` holds.
     #[inline]
     pub(super) fn find(&self, hash: u64, mut matches: impl FnMut(u32) -> bool) -> Option<u32> {
@@ -148,28 +154,38 @@ pub(super) struct ClockHand {
     /// The slot that it comes to next; below `slots`.
     next: usize,
     period: Duration,
-    /// Packet time between two moves, and when the next one is due.
+    /// Packet time between two moves, and when the next one is due. A time long before `due` means that the clock was set back.
     step: Duration,
     due: Timestamp,
+    long_before: Timestamp,
 }
 
 impl ClockHand {
     /// Around `slots` slots (at least one) in `period`.
     pub(super) fn new(slots: usize, period: Duration) -> ClockHand {
         let moves = u32::try_from(slots.div_ceil(MOVE_SLOTS_MAX)).unwrap_or(u32::MAX);
-        ClockHand { slots, next: 0, period, step: period / moves.max(1), due: Timestamp::ZERO }
+        ClockHand {
+            slots,
+            next: 0,
+            period,
+            step: period / moves.max(1),
+            due: Timestamp::ZERO,
+            long_before: Timestamp::ZERO,
+        }
     }
 
     /// Whether it is time for a move.
     #[inline(always)]
     pub(super) fn is_due(&self, now: Timestamp) -> bool {
-        now >= self.due
+        now >= self.due || now < self.long_before
     }
 
     /// The number of slots to pass now. After a leap in time the hand does not try to catch up.
     pub(super) fn begin_move(&mut self, now: Timestamp) -> usize {
-        let leapt = now.since(self.due) > self.period;
+        let leapt = now < self.long_before || now.since(self.due) > self.period;
         self.due = if leapt { now } else { self.due }.plus(self.step);
+        let slack = 2 * u64::try_from(self.period.as_nanos()).unwrap_or(u64::MAX / 2);
+        self.long_before = Timestamp::from_nanos(self.due.nanos().saturating_sub(slack));
         self.slots.min(MOVE_SLOTS_MAX)
     }
 
