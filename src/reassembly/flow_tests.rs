@@ -544,7 +544,7 @@ fn trap15_fin_with_data_repeated_and_followed() {
     w.server(FIN_ACK, 504, 109, b"");
     w.c(109, 505, b"");
     w.heard(&[">a", ">b", ">close", "<c", "<close"]);
-    assert_eq!(w.count(Anomaly::Gap), 0);
+    assert_eq!((w.count(Anomaly::Gap), w.count(Anomaly::OutOfWindow)), (0, 1));
     w.close_all();
     assert_eq!(w.recorder.closes, 2);
 }
@@ -873,6 +873,148 @@ fn a_body_whose_head_was_framed_survives_the_clients_gap() {
     w.s(3507, 120, b"g 0\n");
     w.heard(&[">a", "<b", ">gap 8", ">f", "<g"]);
     w.clean();
+}
+
+#[test]
+fn nobody_waits_for_a_body_that_will_be_skipped() {
+    let mut w = World::open(99, 499);
+    w.c(100, 500, b"a 0\n");
+    w.s(500, 104, b"b 3000\n");
+    w.s(507, 104, &[b'x'; 1000]); // the rest was not captured
+    w.c(104, 3507, b"c 0\n");
+    w.heard(&[">a", "<b", ">c"]);
+    w.s(3507, 108, b"d 0\n");
+    w.heard(&[">a", "<b", ">c", "<d"]);
+    w.clean();
+}
+
+#[test]
+fn a_client_is_not_idle_in_the_midst_of_an_answer() {
+    for (answer, acknowledged) in [(&b"b 3"[..], 503), (b"b 3000\nxxxx", 511)] {
+        let mut w = World::open(99, 499);
+        w.s(500, 100, answer);
+        w.c(100, acknowledged, b"c 0\n");
+        assert_eq!(w.recorder.offers.last(), Some(&(true, false, false)));
+    }
+}
+
+#[test]
+fn a_message_behind_a_body_in_its_segment_is_no_anchor() {
+    let mut w = World::open(99, 499);
+    w.c(100, 500, b"a 3\n");
+    w.c(104, 500, b"xyzb 0\n");
+    w.c(111, 500, b"c");
+    w.c(112, 500, b" 0\nd 0\n");
+    w.heard(&[">a", ">b", ">c", ">d"]);
+    let starts: Vec<_> = w.recorder.offers.iter().map(|offer| offer.0).collect();
+    assert_eq!(starts, [true, false, true, false]);
+    assert!(w.recorder.offers.iter().all(|&(start, idle, _)| idle == start));
+}
+
+#[test]
+fn the_clients_loss_is_told_to_the_server_stream_once() {
+    let mut w = World::open(99, 499);
+    w.recorder.credulous = true;
+    w.c(100, 500, b"a 0\n");
+    w.c(108, 500, b"c 0\n");
+    w.s(500, 104, b"");
+    w.s(504, 112, b"d 0\n"); // 500..504 was not captured either
+    w.client(ACK, 112, 508, b"");
+    w.pass(HOLD);
+    w.s(508, 112, b"e 0\n");
+    w.s(512, 112, b"f 0\n");
+    w.heard(&[">a", ">gap 4", ">c", "<gap 4", "<d", "<e", "<f"]);
+    w.clean();
+}
+
+#[test]
+fn patience_is_not_renewed_by_other_packets() {
+    let mut w = World::open(99, 499);
+    w.s(500, 104, b"b 0\n");
+    for _ in 0..3 {
+        w.now = w.now.plus(Duration::from_millis(1));
+        w.client(ACK, 100, 500, b"");
+    }
+    w.heard(&[">gap 4", "<gap 0"]);
+}
+
+#[test]
+fn a_long_segment_that_nobody_can_read_is_offered_once() {
+    let mut w = World::open(99, 499);
+    w.c(104, 500, &[b'X'; 9000]);
+    w.s(500, 104, b"");
+    w.pass(HOLD);
+    assert_eq!(w.recorder.offers.len(), 1);
+    assert_eq!(w.count(Anomaly::UnparsedBytes), 9000);
+    w.clean();
+}
+
+#[test]
+fn a_fin_on_the_copy_of_a_held_segment_counts() {
+    let mut w = World::open(99, 499);
+    w.c(104, 500, b"b 0\n");
+    w.client(FIN_ACK, 104, 500, b"b 0\n");
+    w.client(FIN_ACK, 104, 500, b"b 0\n");
+    w.c(100, 500, b"a 0\n");
+    w.heard(&[">a", ">b", ">close"]);
+    w.clean();
+}
+
+#[test]
+fn a_side_that_is_not_captured_does_not_leave_the_window() {
+    let mut w = World::new();
+    for number in 0..8u32 {
+        w.c(1000 + 4 * number, 500 + number * (20 << 20), b"a 0\n");
+        w.pass(HOLD);
+    }
+    assert_eq!(w.recorder.places.last(), Some(&(28, 7 * (20 << 20))));
+    assert_eq!(w.recorder.places.len(), 8);
+}
+
+#[test]
+fn trap14_a_syn_on_a_closing_connection_needs_no_confirmation() {
+    let mut w = World::open(99, 499);
+    w.client(FIN_ACK, 100, 500, b"");
+    w.client(SYN, 5_000_000, 0, b"");
+    w.heard(&[">close", "<close"]);
+    // Nor on one that has been quiet for long.
+    let mut w = World::open(99, 499);
+    w.c(100, 500, b"a 0\n");
+    w.pass(Duration::from_secs(61));
+    w.client(SYN, 5_000_000, 0, b"");
+    w.heard(&[">a", ">close", "<close"]);
+}
+
+#[test]
+fn trap14_a_candidate_is_forgotten_when_the_client_goes_on() {
+    let mut w = World::open(99, 499);
+    w.c(100, 500, b"a 0\n");
+    w.client(SYN, 77_000_000, 0, b"");
+    w.c(104, 500, b"b 0\n");
+    w.server(SYN_ACK, 88_000_000, 77_000_001, b"");
+    w.c(108, 500, b"c 0\n");
+    w.heard(&[">a", ">b", ">c"]);
+}
+
+#[test]
+fn trap15_a_rst_where_the_peer_has_got_to_is_in_place() {
+    let mut w = World::open(99, 499);
+    w.c(100, 500, b"a 0\n");
+    w.s(500, 108, b""); // 104..108 was not captured
+    w.client(RST, 108, 0, b"");
+    w.heard(&[">a", ">close", "<close"]);
+}
+
+#[test]
+fn packets_of_a_closed_flow_do_not_keep_it() {
+    let mut w = World::open(99, 499);
+    w.client(FIN_ACK, 100, 500, b"");
+    w.server(FIN_ACK, 500, 101, b"");
+    for _ in 0..5 {
+        w.pass(Duration::from_secs(4));
+        w.client(ACK, 101, 501, b"");
+    }
+    assert_eq!(w.table.occupancy().flows, 0);
 }
 
 /// A stream of toy messages, its segments in some order, and what the other side acknowledges on the way.
