@@ -115,6 +115,29 @@ impl Traffic {
         }
     }
 
+    /// One byte that never fits: every second one is before its neighbour, and each lot of 64 is then covered by one segment.
+    fn hole(&mut self) {
+        let number = self.round % 65;
+        let base = 1000 + self.round / 65 * 200;
+        let (seq, payload) = match number {
+            64 => (base, &[b'x'; 128][..]),
+            _ => (base + 2 * (number ^ 1), &b"x"[..]),
+        };
+        self.now = self.now.plus(Duration::from_nanos(500));
+        let segment = Segment {
+            timestamp: self.now,
+            source: Traffic::client(0),
+            destination: SERVER,
+            seq,
+            ack: 1,
+            flags: TcpFlags::ACK,
+            payload,
+            payload_wire_bytes: payload.len() as u32,
+        };
+        self.table.handle_segment(black_box(&segment), classify, &mut self.tallies, &mut listen);
+        self.round = self.round.wrapping_add(1);
+    }
+
     /// A request and its answer on one flow.
     fn round(&mut self) {
         let (turn, flow) = (self.round / self.flows, self.round % self.flows);
@@ -161,6 +184,11 @@ fn segments(criterion: &mut Criterion) {
             bencher.iter(|| (0..ROUNDS_A_PASS).for_each(|_| traffic.round()));
         });
     }
+    let mut traffic = Traffic::new(10_000);
+    traffic.open_all();
+    group.bench_function("hostile_holes", |bencher| {
+        bencher.iter(|| (0..2 * ROUNDS_A_PASS).for_each(|_| traffic.hole()));
+    });
     group.finish();
 }
 
