@@ -9,7 +9,7 @@ pub struct ReassemblyLimits {
     pub flows_max: usize,
     /// Early segments that wait for what goes before them, over all flows.
     pub held_segments_max: usize,
-    /// Blocks of [`BLOCK_BYTES`](super::pool::BLOCK_BYTES) that hold their payloads, over all flows.
+    /// Blocks of 2 KiB that hold their payloads, over all flows.
     pub held_blocks_max: usize,
     /// Such blocks that one direction of one flow may use: a few of the largest segments that offloading makes.
     pub held_blocks_stream_max: u16,

@@ -113,6 +113,23 @@ pub(super) struct Passage {
     pub(super) anchored: bool,
 }
 
+impl Passage {
+    /// The start of a segment of which nothing else is known.
+    pub(super) const fn starting(direction: Direction, timestamp: Timestamp) -> Passage {
+        Passage {
+            direction,
+            timestamp,
+            acknowledged: 0,
+            idle: false,
+            quiescent: false,
+            at_start: true,
+            give_up: false,
+            lost_at: None,
+            anchored: false,
+        }
+    }
+}
+
 /// The parser's side of one flow, lent for one call: `emit` with the parser's state, and what is counted.
 pub(super) struct Listener<'a, S, E> {
     pub(super) tuple: FlowTuple,

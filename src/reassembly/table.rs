@@ -150,8 +150,8 @@ fn low_bits(hash: u64) -> usize {
 /// Slots that a clock hand passes in one move, at most.
 const MOVE_SLOTS_MAX: usize = 1024;
 
-/// A hand that goes around the slots of a slab once in a period of packet time, a few slots at a move, to find what has been quiet for too
-/// long. Nothing needs a timer of its own, and a packet pays for at most one move.
+/// A hand that goes around the slots of a slab once in a period of packet time, a few slots at a move, to find what has
+/// been quiet for too long. Nothing needs a timer of its own, and a packet pays for at most one move.
 pub(super) struct ClockHand {
     slots: usize,
     /// The slot that it comes to next; below `slots`.
