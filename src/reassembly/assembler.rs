@@ -35,6 +35,18 @@ pub(super) enum Life {
     Established,
 }
 
+/// What is known to be missing of the client's stream, as far as the server's is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ClientLoss {
+    /// Nothing.
+    None,
+    /// The stream was lost at `client_lost_at`. The server's is lost with it from the first bytes that acknowledge more.
+    Lost,
+    /// The server has answered what precedes `client_lost_at`, and we have waited for that in vain. Nothing of the client's
+    /// that lies behind it was seen, so it may still come, late, and in order: the stream stays framed.
+    Overdue,
+}
+
 /// A connection: two neighbouring cache lines, which processors fetch in pairs, beside the parser's state.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(128))]
@@ -45,14 +57,13 @@ pub(super) struct Flow {
     pub(super) streams: [Stream; 2],
     /// What the last data segment of the server that was delivered acknowledged.
     pub(super) server_data_ack: SeqNumber,
-    /// When `client_lost`: where the client's stream was lost. Server bytes that acknowledge more than this may answer
-    /// requests that we have not seen.
+    /// See [`ClientLoss`].
     pub(super) client_lost_at: SeqNumber,
     /// When `candidate_seen`: the first sequence number of a SYN that did not fit this flow. The flow gives way when
     /// the other side, or the sender's data, confirms it.
     pub(super) candidate: SeqNumber,
     pub(super) candidate_seen: bool,
-    pub(super) client_lost: bool,
+    pub(super) client_loss: ClientLoss,
     /// Whether its beginning was seen, so that the streams' origins are the ends of their SYNs.
     pub(super) handshake: bool,
     pub(super) life: Life,
@@ -69,7 +80,7 @@ impl Flow {
         client_lost_at: SeqNumber(0),
         candidate: SeqNumber(0),
         candidate_seen: false,
-        client_lost: false,
+        client_loss: ClientLoss::None,
         handshake: false,
         life: Life::Free,
         tuple: FlowTuple {
@@ -150,6 +161,10 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Assembler<'_, S
                 self.settle(direction);
             }
         }
+        if self.flow.client_loss == ClientLoss::Overdue && !self.flow.stream(Direction::ToServer).is_closed()
+        {
+            self.gap(Direction::ToServer, self.flow.client_lost_at);
+        }
         for direction in [Direction::ToServer, Direction::ToClient] {
             let stream = &mut self.flow.streams[direction.index()];
             if !stream.is_closed() {
@@ -219,6 +234,13 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Assembler<'_, S
     pub(super) fn place(&mut self, arrival: Arrival, payload: &[u8]) {
         match self.obstacle(&arrival) {
             None => self.deliver(&arrival, std::iter::once(payload)),
+            Some(Obstacle::Hole)
+                if arrival.direction == Direction::ToServer && self.is_overdue(arrival.seq) =>
+            {
+                // An answer has waited for these bytes already. Without them the direction is lost and has no holes.
+                self.gap(Direction::ToServer, arrival.seq);
+                self.place(arrival, payload);
+            }
             Some(obstacle) => {
                 if !self.hold(arrival, payload, obstacle) {
                     self.listener.tally.anomalies.count(Anomaly::SegmentShed);
@@ -299,7 +321,10 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Assembler<'_, S
         }
         let peer = self.flow.stream(arrival.direction.opposite());
         match arrival.ack {
-            Some(ack) if peer.is_framed() && ack.is_after(peer.reach()) => Some(Obstacle::Peer(ack)),
+            Some(ack) if peer.is_framed() && ack.is_after(peer.reach()) => {
+                let waited = arrival.direction == Direction::ToClient && self.is_overdue(ack);
+                (!waited).then_some(Obstacle::Peer(ack))
+            }
             _ => None,
         }
     }
@@ -331,9 +356,7 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Assembler<'_, S
             idle,
             quiescent: idle && self.is_quiescent(arrival),
             at_start: arrival.whole,
-            give_up: !to_server
-                && flow.client_lost
-                && arrival.ack.is_some_and(|ack| ack.is_after(flow.client_lost_at)),
+            give_up: !to_server && arrival.ack.is_some_and(|ack| self.may_answer_unseen(ack)),
             lost_at: None,
             anchored: false,
         }
@@ -371,6 +394,20 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Assembler<'_, S
         !server.data_seen && ack.offset_from(server.origin) >= UNSEEN_BYTES_ONE_SIDED
     }
 
+    /// Whether what precedes this number in the client's stream has been waited for long enough.
+    fn is_overdue(&self, upto: SeqNumber) -> bool {
+        self.flow.client_loss == ClientLoss::Overdue && !upto.is_after(self.flow.client_lost_at)
+    }
+
+    /// Whether server bytes that acknowledge this much may answer requests that we have not seen.
+    fn may_answer_unseen(&self, ack: SeqNumber) -> bool {
+        match self.flow.client_loss {
+            ClientLoss::None => false,
+            ClientLoss::Lost => ack.is_after(self.flow.client_lost_at),
+            ClientLoss::Overdue => ack.is_after(self.flow.stream(Direction::ToServer).next),
+        }
+    }
+
     /// Draws the consequences of a direction's loss for the other.
     #[inline]
     pub(super) fn note_passage(&mut self, passage: &Passage) {
@@ -378,19 +415,23 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Assembler<'_, S
         let flow = &mut *self.flow;
         match passage.direction {
             Direction::ToServer => {
-                if !flow.client_lost && flow.stream(Direction::ToClient).phase != Phase::Lost {
-                    flow.client_lost = true;
+                if flow.client_loss != ClientLoss::Lost {
+                    let spreads = flow.stream(Direction::ToClient).phase != Phase::Lost;
+                    flow.client_loss = if spreads { ClientLoss::Lost } else { ClientLoss::None };
                     flow.client_lost_at = lost_at;
                 }
             }
-            Direction::ToClient => flow.client_lost = false,
+            Direction::ToClient if flow.client_loss == ClientLoss::Lost => {
+                flow.client_loss = ClientLoss::None
+            }
+            Direction::ToClient => {}
         }
     }
 
     /// The server's stream goes on at `ack`, framed. What lies before it can no longer be told apart.
     #[cold]
     pub(super) fn anchor(&mut self, ack: SeqNumber) {
-        self.flow.client_lost = false;
+        self.flow.client_loss = ClientLoss::None;
         let uncaptured = self.is_server_uncaptured(ack);
         let own = Direction::ToClient.index();
         match self.flow.streams[own].phase {
@@ -479,5 +520,11 @@ pub(super) fn deliver<'b, S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> De
     if arrival.fin {
         listener.close(stream, arrival.direction);
         stream.next = stream.next.plus(1);
+    }
+    if arrival.direction == Direction::ToServer
+        && flow.client_loss == ClientLoss::Overdue
+        && !stream.next.is_before(flow.client_lost_at)
+    {
+        flow.client_loss = ClientLoss::None;
     }
 }

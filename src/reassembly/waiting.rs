@@ -3,7 +3,7 @@
 //! A list never has the same byte twice: of two copies the first is kept. Its head stands in the pool's queue for the
 //! patience that it deserves; [`settle`](Assembler::settle) is what its end means.
 
-use super::assembler::{Assembler, Obstacle, deliver};
+use super::assembler::{Assembler, ClientLoss, Obstacle, deliver};
 use super::pool::{Arrival, HeldPool, NIL, Patience};
 use super::sequence::SeqNumber;
 use super::{Demand, StreamEvent};
@@ -183,7 +183,8 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Assembler<'_, S
         self.pump();
     }
 
-    /// Declares the bytes that a segment waits for a gap; `false` when there are none to declare.
+    /// Ends a segment's wait: declares the missing bytes a gap, or, once, the client's overdue when nothing behind them was
+    /// seen. `false` when nothing is missing.
     fn overcome(&mut self, arrival: &Arrival) -> bool {
         match self.obstacle(arrival) {
             Some(Obstacle::Hole) => {
@@ -194,6 +195,11 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Assembler<'_, S
                 let direction = arrival.direction.opposite();
                 let peer = self.flow.stream(direction);
                 let upto = match peer.held {
+                    NIL if direction == Direction::ToServer && self.flow.client_loss == ClientLoss::None => {
+                        self.flow.client_loss = ClientLoss::Overdue;
+                        self.flow.client_lost_at = ack;
+                        return true;
+                    }
                     NIL => ack,
                     head => self.held.arrival(head).seq.min(ack),
                 };
