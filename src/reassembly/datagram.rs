@@ -213,7 +213,7 @@ impl<S: Default> DatagramTable<S> {
         emit: &mut E,
     ) {
         // Ends: each time round delivers what is held in one exchange.
-        while let Some((id, since)) = self.held.front(Patience::Reordering)
+        while let Some((id, since, _)) = self.held.front(Patience::Reordering)
             && since.plus(self.limits.hold) <= now
         {
             let slot = self.held.arrival(id).slot;

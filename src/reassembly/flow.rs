@@ -132,6 +132,7 @@ impl<S: Default> FlowTable<S> {
         tallies: &mut [TargetTally],
         emit: &mut E,
     ) {
+        self.held.count_packet();
         self.tick(segment.timestamp, tallies, emit);
         let hash = self.hash(&segment.source, &segment.destination);
         let found = self.find(hash, segment).filter(|&(slot, _)| {
@@ -351,19 +352,25 @@ impl<S: Default> FlowTable<S> {
         emit: &mut E,
     ) {
         for patience in Patience::ALL {
-            let wait_max = match patience {
-                Patience::Reordering => self.limits.hold,
-                Patience::Retransmission => self.limits.retransmission_wait,
-                Patience::RetransmissionUnacknowledged => self.limits.retransmission_wait_unacknowledged,
-            };
             // Ends: settling always delivers a segment, declares bytes a gap, or starts a segment's patience anew. What
             // came long after now came before the clock was set back.
-            while let Some((id, since)) = self.held.front(patience)
-                && (since.plus(wait_max) <= now || since > now.plus(CLOCK_SET_BACK_MIN))
+            while let Some((id, since, packets)) = self.held.front(patience)
+                && (now >= since.plus(self.wait_max(patience, packets))
+                    || since > now.plus(CLOCK_SET_BACK_MIN))
             {
                 let arrival = *self.held.arrival(id);
                 self.assembler(arrival.slot, now, tallies, emit).settle(arrival.direction);
             }
+        }
+    }
+
+    /// How long a held segment may wait when so many packets have come since.
+    fn wait_max(&self, patience: Patience, packets: u64) -> Duration {
+        match patience {
+            Patience::Reordering if packets < self.limits.hold_packets => self.limits.hold_max,
+            Patience::Reordering => self.limits.hold,
+            Patience::Retransmission => self.limits.retransmission_wait,
+            Patience::RetransmissionUnacknowledged => self.limits.retransmission_wait_unacknowledged,
         }
     }
 

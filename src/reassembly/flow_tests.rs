@@ -32,6 +32,7 @@ struct World {
 fn limits() -> ReassemblyLimits {
     ReassemblyLimits {
         flows_max: 64,
+        hold_packets: 0, // the tests send few packets; the rule has a test of its own
         held_segments_max: 128,
         held_blocks_max: 256,
         carries_max: 64,
@@ -285,6 +286,28 @@ fn trap09_a_request_that_comes_long_after_its_answer_counts() {
     w.heard(&["<gap 0", ">gap 4", ">close", "<close"]);
     assert_eq!((w.count(Anomaly::Gap), w.count(Anomaly::GapBytes)), (1, 4));
     w.clean();
+}
+
+#[test]
+fn the_hold_time_takes_some_packets_too() {
+    let mut w = World::with(ReassemblyLimits { hold_packets: 3, ..limits() });
+    w.handshake(99, 499);
+    w.s(500, 104, b"b 0\n");
+    w.pass(Duration::from_millis(90)); // nothing came: neighbours may be as far apart
+    w.c(100, 500, b"a 0\n");
+    w.heard(&[">a", "<b"]);
+    w.s(504, 108, b"d 0\n");
+    w.pass(Duration::from_millis(10));
+    for _ in 0..3 {
+        w.heard(&[">a", "<b"]);
+        w.client(ACK, 104, 504, b"");
+    }
+    w.heard(&[">a", "<b", "<gap 0"]);
+    let mut w = World::with(ReassemblyLimits { hold_packets: 3, ..limits() });
+    w.handshake(99, 499);
+    w.s(500, 104, b"b 0\n");
+    w.pass(Duration::from_millis(101));
+    w.heard(&["<gap 0"]);
 }
 
 #[test]
