@@ -12,7 +12,7 @@
 //! wait for each other cannot both be right about the order; the client's goes first.
 
 use super::limits::ReassemblyLimits;
-use super::pool::{Arrival, HeldPool, NIL, Patience};
+use super::pool::{Arrival, HeldPool, NIL};
 use super::sequence::SeqNumber;
 use super::stream::{Listener, Passage, Phase, Stream, narrow};
 use super::{Demand, StreamEvent};
@@ -35,9 +35,21 @@ pub(super) enum Life {
     Established,
 }
 
-/// A connection: two cache lines beside the parser's state.
+/// What is known to be missing of the client's stream, as far as the server's is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ClientLoss {
+    /// Nothing.
+    None,
+    /// The stream was lost at `client_lost_at`. The server's is lost with it from the first bytes that acknowledge more.
+    Lost,
+    /// The server has answered what precedes `client_lost_at`, and we have waited for that in vain. Nothing of the client's
+    /// that lies behind it was seen, so it may still come, late, and in order: the stream stays framed.
+    Overdue,
+}
+
+/// A connection: two neighbouring cache lines, which processors fetch in pairs, beside the parser's state.
 #[derive(Clone, Copy, Debug)]
-#[repr(align(64))]
+#[repr(align(128))]
 pub(super) struct Flow {
     /// Capture time of its last packet.
     pub(super) last_seen: Timestamp,
@@ -45,14 +57,13 @@ pub(super) struct Flow {
     pub(super) streams: [Stream; 2],
     /// What the last data segment of the server that was delivered acknowledged.
     pub(super) server_data_ack: SeqNumber,
-    /// When `client_lost`: where the client's stream was lost. Server bytes that acknowledge more than this may answer
-    /// requests that we have not seen.
+    /// See [`ClientLoss`].
     pub(super) client_lost_at: SeqNumber,
     /// When `candidate_seen`: the first sequence number of a SYN that did not fit this flow. The flow gives way when
     /// the other side, or the sender's data, confirms it.
     pub(super) candidate: SeqNumber,
     pub(super) candidate_seen: bool,
-    pub(super) client_lost: bool,
+    pub(super) client_loss: ClientLoss,
     /// Whether its beginning was seen, so that the streams' origins are the ends of their SYNs.
     pub(super) handshake: bool,
     pub(super) life: Life,
@@ -69,7 +80,7 @@ impl Flow {
         client_lost_at: SeqNumber(0),
         candidate: SeqNumber(0),
         candidate_seen: false,
-        client_lost: false,
+        client_loss: ClientLoss::None,
         handshake: false,
         life: Life::Free,
         tuple: FlowTuple {
@@ -95,7 +106,7 @@ impl Flow {
 
 /// Why a segment cannot be delivered yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Obstacle {
+pub(super) enum Obstacle {
     /// Bytes before it are missing.
     Hole,
     /// Segments before it are held.
@@ -132,7 +143,10 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Assembler<'_, S
             slot: self.slot,
             direction,
         };
-        if arrival.wire_bytes > 0 || arrival.fin {
+        if arrival.wire_bytes > self.limits.window_bytes_max {
+            // Only a forged recording says so; what follows may add lengths without a thought.
+            self.listener.tally.anomalies.count(Anomaly::OutOfWindow);
+        } else if arrival.wire_bytes > 0 || arrival.fin {
             self.accept(arrival, segment.payload);
         }
         if self.holds_any() {
@@ -147,33 +161,15 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Assembler<'_, S
                 self.settle(direction);
             }
         }
+        if self.flow.client_loss == ClientLoss::Overdue && !self.flow.stream(Direction::ToServer).is_closed()
+        {
+            self.gap(Direction::ToServer, self.flow.client_lost_at);
+        }
         for direction in [Direction::ToServer, Direction::ToClient] {
             let stream = &mut self.flow.streams[direction.index()];
             if !stream.is_closed() {
                 self.listener.close(stream, direction);
             }
-        }
-    }
-
-    /// Stops waiting for what the first held segment of a direction waits for.
-    pub(super) fn settle(&mut self, direction: Direction) {
-        let head = self.flow.stream(direction).held;
-        if head == NIL {
-            return;
-        }
-        let arrival = *self.held.arrival(head);
-        if !self.overcome(&arrival) {
-            self.deliver_head(direction);
-        }
-        self.pump();
-    }
-
-    /// Just after the last byte of a direction that is held or taken.
-    pub(super) fn held_end(&self, direction: Direction) -> SeqNumber {
-        let stream = self.flow.stream(direction);
-        match self.held.last(stream.held) {
-            NIL => stream.next,
-            last => self.held.arrival(last).end(),
         }
     }
 
@@ -233,54 +229,18 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Assembler<'_, S
         }
     }
 
-    /// Takes those parts of a segment that are not held already: the first copy wins.
-    #[cold]
-    fn place_between(&mut self, mut arrival: Arrival, mut payload: &[u8]) {
-        let mut repeats = false;
-        while let Some(known) = self.overlap(&arrival) {
-            repeats = true;
-            let before = known.seq.distance_from(arrival.seq).max(0).unsigned_abs();
-            if before > 0 {
-                let captured_bytes = arrival.captured_bytes.min(before);
-                let part = Arrival { wire_bytes: before, captured_bytes, fin: false, ..arrival };
-                self.place(part, &payload[..captured_bytes as usize]);
-                self.pump();
-            }
-            let known_end = known.end().offset_from(arrival.seq);
-            if known_end >= arrival.wire_bytes {
-                // All of its bytes are known; a FIN in the midst of known bytes cannot be.
-                arrival.fin &= known_end == arrival.wire_bytes && !known.fin;
-                payload = &[];
-                arrival.cut_front(arrival.wire_bytes);
-                break;
-            }
-            payload = &payload[arrival.cut_front(known_end)..];
-        }
-        if repeats {
-            self.listener.tally.anomalies.count(Anomaly::DuplicateSegment);
-        }
-        if arrival.wire_bytes > 0 || arrival.fin {
-            self.place(arrival, payload);
-        }
-    }
-
-    /// The first held segment of a direction that has bytes, or the FIN, of this one.
-    fn overlap(&self, arrival: &Arrival) -> Option<Arrival> {
-        let head = self.flow.stream(arrival.direction).held;
-        let same_fin = |known: &Arrival| known.fin && arrival.wire_bytes == 0 && known.end() == arrival.seq;
-        let known = self
-            .held
-            .list(head)
-            .map(|id| *self.held.arrival(id))
-            .find(|known| known.end().is_after(arrival.seq) || same_fin(known))?;
-        (known.seq.is_before(arrival.end()) || same_fin(&known)).then_some(known)
-    }
-
     /// Delivers a segment or holds it.
     #[inline]
-    fn place(&mut self, arrival: Arrival, payload: &[u8]) {
+    pub(super) fn place(&mut self, arrival: Arrival, payload: &[u8]) {
         match self.obstacle(&arrival) {
             None => self.deliver(&arrival, std::iter::once(payload)),
+            Some(Obstacle::Hole)
+                if arrival.direction == Direction::ToServer && self.is_overdue(arrival.seq) =>
+            {
+                // An answer has waited for these bytes already. Without them the direction is lost and has no holes.
+                self.gap(Direction::ToServer, arrival.seq);
+                self.place(arrival, payload);
+            }
             Some(obstacle) => {
                 if !self.hold(arrival, payload, obstacle) {
                     self.listener.tally.anomalies.count(Anomaly::SegmentShed);
@@ -346,7 +306,7 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Assembler<'_, S
 
     /// What stands in the way of a segment that is not old.
     #[inline]
-    fn obstacle(&self, arrival: &Arrival) -> Option<Obstacle> {
+    pub(super) fn obstacle(&self, arrival: &Arrival) -> Option<Obstacle> {
         let own = self.flow.stream(arrival.direction);
         if own.held != NIL && self.held.arrival(own.held).seq.is_before(arrival.seq) {
             return Some(Obstacle::Behind);
@@ -361,14 +321,17 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Assembler<'_, S
         }
         let peer = self.flow.stream(arrival.direction.opposite());
         match arrival.ack {
-            Some(ack) if peer.is_framed() && ack.is_after(peer.reach()) => Some(Obstacle::Peer(ack)),
+            Some(ack) if peer.is_framed() && ack.is_after(peer.reach()) => {
+                let waited = arrival.direction == Direction::ToClient && self.is_overdue(ack);
+                (!waited).then_some(Obstacle::Peer(ack))
+            }
             _ => None,
         }
     }
 
     /// Lends a segment that nothing stands in the way of to the parser, piece by piece.
     #[inline]
-    fn deliver<'b>(&mut self, arrival: &Arrival, pieces: impl Iterator<Item = &'b [u8]>) {
+    pub(super) fn deliver<'b>(&mut self, arrival: &Arrival, pieces: impl Iterator<Item = &'b [u8]>) {
         let mut passage = self.passage(arrival);
         deliver(self.flow, &mut self.listener, &mut passage, arrival, pieces);
         self.note_passage(&passage);
@@ -379,36 +342,9 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Assembler<'_, S
         }
     }
 
-    /// Delivers the first held segment of a direction.
-    fn deliver_head(&mut self, direction: Direction) {
-        let own = direction.index();
-        let id = self.flow.streams[own].held;
-        let arrival = self.unlink_head(direction);
-        let mut passage = self.passage(&arrival);
-        deliver(self.flow, &mut self.listener, &mut passage, &arrival, self.held.payload(id));
-        self.held.release(id);
-        self.note_passage(&passage);
-        if passage.anchored
-            && let Some(ack) = arrival.ack
-        {
-            self.anchor(ack);
-        }
-    }
-
-    /// Takes the first held segment of a direction off its list; the caller releases it.
-    fn unlink_head(&mut self, direction: Direction) -> Arrival {
-        let stream = &mut self.flow.streams[direction.index()];
-        let id = stream.held;
-        let arrival = *self.held.arrival(id);
-        stream.held = self.held.unlink(id, NIL, id);
-        stream.held_segments -= 1;
-        stream.held_blocks -= blocks_of(&arrival);
-        arrival
-    }
-
     /// What the parser must know about a segment.
     #[inline]
-    fn passage(&self, arrival: &Arrival) -> Passage {
+    pub(super) fn passage(&self, arrival: &Arrival) -> Passage {
         let flow = &*self.flow;
         let to_server = arrival.direction == Direction::ToServer;
         let peer = flow.stream(arrival.direction.opposite());
@@ -420,9 +356,7 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Assembler<'_, S
             idle,
             quiescent: idle && self.is_quiescent(arrival),
             at_start: arrival.whole,
-            give_up: !to_server
-                && flow.client_lost
-                && arrival.ack.is_some_and(|ack| ack.is_after(flow.client_lost_at)),
+            give_up: !to_server && arrival.ack.is_some_and(|ack| self.may_answer_unseen(ack)),
             lost_at: None,
             anchored: false,
         }
@@ -442,37 +376,63 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Assembler<'_, S
             })
     }
 
-    /// Whether the server, too, had nothing left to answer before this segment: see [`StreamBytes::quiescent`](super::StreamBytes).
+    /// Whether the server, too, had nothing left to answer before this segment: see
+    /// [`StreamBytes::quiescent`](super::StreamBytes::quiescent).
     #[inline]
     fn is_quiescent(&self, arrival: &Arrival) -> bool {
         let server = self.flow.stream(Direction::ToClient);
         if server.data_seen {
             return self.flow.server_data_ack == arrival.seq;
         }
-        let unseen = arrival.ack.map_or(0, |ack| ack.offset_from(server.origin));
-        arrival.seq == self.flow.stream(Direction::ToServer).origin || unseen >= UNSEEN_BYTES_ONE_SIDED
+        let first = arrival.seq == self.flow.stream(Direction::ToServer).origin;
+        first || arrival.ack.is_some_and(|ack| self.is_server_uncaptured(ack))
+    }
+
+    /// Whether so much of the server's stream has been acknowledged unseen that it must go another way.
+    fn is_server_uncaptured(&self, ack: SeqNumber) -> bool {
+        let server = self.flow.stream(Direction::ToClient);
+        !server.data_seen && ack.offset_from(server.origin) >= UNSEEN_BYTES_ONE_SIDED
+    }
+
+    /// Whether what precedes this number in the client's stream has been waited for long enough.
+    fn is_overdue(&self, upto: SeqNumber) -> bool {
+        self.flow.client_loss == ClientLoss::Overdue && !upto.is_after(self.flow.client_lost_at)
+    }
+
+    /// Whether server bytes that acknowledge this much may answer requests that we have not seen.
+    fn may_answer_unseen(&self, ack: SeqNumber) -> bool {
+        match self.flow.client_loss {
+            ClientLoss::None => false,
+            ClientLoss::Lost => ack.is_after(self.flow.client_lost_at),
+            ClientLoss::Overdue => ack.is_after(self.flow.stream(Direction::ToServer).next),
+        }
     }
 
     /// Draws the consequences of a direction's loss for the other.
     #[inline]
-    fn note_passage(&mut self, passage: &Passage) {
+    pub(super) fn note_passage(&mut self, passage: &Passage) {
         let Some(lost_at) = passage.lost_at else { return };
         let flow = &mut *self.flow;
         match passage.direction {
             Direction::ToServer => {
-                if !flow.client_lost && flow.stream(Direction::ToClient).phase != Phase::Lost {
-                    flow.client_lost = true;
+                if flow.client_loss != ClientLoss::Lost {
+                    let spreads = flow.stream(Direction::ToClient).phase != Phase::Lost;
+                    flow.client_loss = if spreads { ClientLoss::Lost } else { ClientLoss::None };
                     flow.client_lost_at = lost_at;
                 }
             }
-            Direction::ToClient => flow.client_lost = false,
+            Direction::ToClient if flow.client_loss == ClientLoss::Lost => {
+                flow.client_loss = ClientLoss::None
+            }
+            Direction::ToClient => {}
         }
     }
 
     /// The server's stream goes on at `ack`, framed. What lies before it can no longer be told apart.
     #[cold]
-    fn anchor(&mut self, ack: SeqNumber) {
-        self.flow.client_lost = false;
+    pub(super) fn anchor(&mut self, ack: SeqNumber) {
+        self.flow.client_loss = ClientLoss::None;
+        let uncaptured = self.is_server_uncaptured(ack);
         let own = Direction::ToClient.index();
         match self.flow.streams[own].phase {
             Phase::Closed => return,
@@ -498,163 +458,26 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Assembler<'_, S
         stream.next = ack;
         stream.skip = 0;
         stream.phase = Phase::Framed;
-    }
-
-    /// Keeps a segment, which overlaps none that is held, for later; `false` when there is no room.
-    fn hold(&mut self, arrival: Arrival, payload: &[u8], obstacle: Obstacle) -> bool {
-        let head = self.flow.stream(arrival.direction).held;
-        let before = self.predecessor(head, arrival.seq);
-        let stream = &mut self.flow.streams[arrival.direction.index()];
-        let waits_for_peer = match obstacle {
-            Obstacle::Peer(_) => true,
-            Obstacle::Hole => false,
-            Obstacle::Behind => self.held.patience(head) == Patience::Reordering,
-        };
-        let segments_max = if waits_for_peer {
-            u8::MAX
-        } else if stream.acked_seen {
-            self.limits.held_segments_stream_max
-        } else {
-            self.limits.held_segments_unacknowledged_max
-        };
-        let blocks = blocks_of(&arrival);
-        if stream.held_segments >= segments_max
-            || stream.held_blocks.saturating_add(blocks) > self.limits.held_blocks_stream_max
-        {
-            return false;
-        }
-        let patience =
-            if stream.acked_seen { Patience::Retransmission } else { Patience::RetransmissionUnacknowledged };
-        let Some(id) = self.held.hold(arrival, payload, patience) else { return false };
-        stream.held = self.held.link(head, before, id);
-        stream.held_segments += 1;
-        stream.held_blocks += blocks;
-        self.listener.tally.anomalies.count(Anomaly::OutOfOrderSegment);
-        true
-    }
-
-    /// The last held segment that does not begin after `seq`.
-    fn predecessor(&self, head: u32, seq: SeqNumber) -> u32 {
-        let goes_before = |id: u32| !self.held.arrival(id).seq.is_after(seq);
-        let last = self.held.last(head);
-        if last == NIL || goes_before(last) {
-            return last;
-        }
-        self.held.list(head).take_while(|&id| goes_before(id)).last().unwrap_or(NIL)
-    }
-
-    /// Delivers a segment that cannot be held: what it waits for is declared a gap.
-    #[cold]
-    fn force(&mut self, arrival: &Arrival, payload: &[u8]) {
-        // Each round takes one obstacle away: a hole, a held segment, the peer.
-        for _ in 0..=2 * usize::from(u8::MAX) {
-            match self.obstacle(arrival) {
-                None => break,
-                Some(Obstacle::Behind) => self.settle(arrival.direction),
-                Some(Obstacle::Hole | Obstacle::Peer(_)) => {
-                    if !self.overcome(arrival) {
-                        break;
-                    }
-                    self.pump();
-                }
-            }
-        }
-        self.deliver(arrival, std::iter::once(payload));
-    }
-
-    /// Declares the bytes that a segment waits for a gap; `false` when there are none to declare.
-    fn overcome(&mut self, arrival: &Arrival) -> bool {
-        match self.obstacle(arrival) {
-            Some(Obstacle::Hole) => {
-                self.gap(arrival.direction, arrival.seq);
-                true
-            }
-            Some(Obstacle::Peer(ack)) => {
-                let direction = arrival.direction.opposite();
-                let peer = self.flow.stream(direction);
-                let upto = match peer.held {
-                    NIL => ack,
-                    head => self.held.arrival(head).seq.min(ack),
-                };
-                let declared = upto.is_after(peer.reach());
-                if declared {
-                    self.gap(direction, upto);
-                }
-                declared
-            }
-            Some(Obstacle::Behind) | None => false,
+        if uncaptured {
+            // Were it framed, every request would wait for an answer that nobody will see.
+            stream.phase = Phase::Lost;
+            self.listener.tell_gap(Direction::ToClient, 0);
         }
     }
 
     /// The bytes before `upto`, if there are any, will not come.
-    fn gap(&mut self, direction: Direction, upto: SeqNumber) {
-        let mut passage = Passage {
-            direction,
-            timestamp: self.now,
-            acknowledged: 0,
-            idle: false,
-            quiescent: false,
-            at_start: false,
-            give_up: false,
-            lost_at: None,
-            anchored: false,
-        };
+    pub(super) fn gap(&mut self, direction: Direction, upto: SeqNumber) {
+        let mut passage = Passage::starting(direction, self.now);
         let stream = &mut self.flow.streams[direction.index()];
         let hole = upto.distance_from(stream.next).max(0).unsigned_abs();
         self.listener.pass_hole(stream, &mut passage, hole);
         self.note_passage(&passage);
     }
-
-    #[inline(always)]
-    fn holds_any(&self) -> bool {
-        self.flow.streams[0].held != NIL || self.flow.streams[1].held != NIL
-    }
-
-    /// Delivers held segments of both directions as long as there is one that nothing stands in the way of.
-    fn pump(&mut self) {
-        loop {
-            let to_server = self.head_obstacle(Direction::ToServer);
-            if to_server == Some(None) {
-                self.deliver_head(Direction::ToServer);
-                continue;
-            }
-            match (to_server, self.head_obstacle(Direction::ToClient)) {
-                (_, Some(None)) => self.deliver_head(Direction::ToClient),
-                // Each waits for the other, and neither for bytes that are missing.
-                (Some(Some(Obstacle::Peer(_))), Some(Some(Obstacle::Peer(_)))) => {
-                    self.deliver_head(Direction::ToServer);
-                }
-                _ => break,
-            }
-        }
-        for direction in [Direction::ToServer, Direction::ToClient] {
-            self.limit_patience(direction);
-        }
-    }
-
-    /// What stands in the way of the first held segment of a direction, if one is held.
-    fn head_obstacle(&self, direction: Direction) -> Option<Option<Obstacle>> {
-        let head = self.flow.stream(direction).held;
-        (head != NIL).then(|| self.obstacle(self.held.arrival(head)))
-    }
-
-    /// When it is known that the peer has what the first held segment waits for, no retransmission will come.
-    fn limit_patience(&mut self, direction: Direction) {
-        let stream = *self.flow.stream(direction);
-        let known = match self.head_obstacle(direction) {
-            Some(Some(Obstacle::Peer(_))) => true,
-            Some(Some(Obstacle::Hole)) => stream.acked_seen && stream.acked.is_after(stream.reach()),
-            _ => return,
-        };
-        if known && self.held.patience(stream.held) != Patience::Reordering {
-            self.held.requeue(stream.held, Patience::Reordering, self.now);
-        }
-    }
 }
 
 /// Takes one segment's bytes, hole, missing tail and FIN.
 #[inline]
-fn deliver<'b, S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand>(
+pub(super) fn deliver<'b, S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand>(
     flow: &mut Flow,
     listener: &mut Listener<'_, S, E>,
     passage: &mut Passage,
@@ -669,7 +492,9 @@ fn deliver<'b, S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand>(
         listener.tally.anomalies.count(Anomaly::DuplicateSegment);
         return;
     }
-    listener.pass_hole(stream, passage, distance.max(0).unsigned_abs());
+    if distance > 0 {
+        listener.pass_hole(stream, passage, distance.unsigned_abs());
+    }
     passage.at_start &= old == 0;
     if arrival.wire_bytes > 0 {
         stream.data_seen = true;
@@ -689,15 +514,17 @@ fn deliver<'b, S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand>(
         }
     }
     let uncaptured = arrival.wire_bytes - arrival.captured_bytes;
-    listener.pass_hole(stream, passage, uncaptured - narrow(cut).min(uncaptured));
+    if uncaptured > 0 {
+        listener.pass_hole(stream, passage, uncaptured - narrow(cut).min(uncaptured));
+    }
     if arrival.fin {
         listener.close(stream, arrival.direction);
         stream.next = stream.next.plus(1);
     }
-}
-
-/// Blocks that a held segment takes.
-fn blocks_of(arrival: &Arrival) -> u16 {
-    let blocks = HeldPool::blocks_for(arrival.captured_bytes as usize);
-    u16::try_from(blocks).unwrap_or(u16::MAX)
+    if arrival.direction == Direction::ToServer
+        && flow.client_loss == ClientLoss::Overdue
+        && !stream.next.is_before(flow.client_lost_at)
+    {
+        flow.client_loss = ClientLoss::None;
+    }
 }

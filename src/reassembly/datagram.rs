@@ -213,7 +213,7 @@ impl<S: Default> DatagramTable<S> {
         emit: &mut E,
     ) {
         // Ends: each time round delivers what is held in one exchange.
-        while let Some((id, since)) = self.held.front(Patience::Reordering)
+        while let Some((id, since, _)) = self.held.front(Patience::Reordering)
             && since.plus(self.limits.hold) <= now
         {
             let slot = self.held.arrival(id).slot;
@@ -423,7 +423,7 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Receiver<'_, S,
     /// A request is complete or worthless: what the parser leaves of it is not kept.
     fn take_request(&mut self, datagram: &Datagram<'_>) {
         let mut stream = Stream::starting(SeqNumber(0), Phase::Framed);
-        let mut passage = passage(Direction::ToServer, datagram.timestamp);
+        let mut passage = Passage::starting(Direction::ToServer, datagram.timestamp);
         self.listener.consume(&mut stream, &mut passage, &datagram.payload[FRAME_HEADER_BYTES..]);
         let uncaptured = datagram.payload_wire_bytes.saturating_sub(narrow(datagram.payload.len()));
         self.listener.pass_hole(&mut stream, &mut passage, uncaptured);
@@ -493,7 +493,7 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Receiver<'_, S,
 
     /// Gives up the datagrams that go before this one.
     fn pass_missing(&mut self, number: u16, total: u16) {
-        let mut passage = passage(Direction::ToClient, self.exchange.last_seen);
+        let mut passage = Passage::starting(Direction::ToClient, self.exchange.last_seen);
         if !self.exchange.continues(number, total) {
             self.end_message(&mut passage);
             self.exchange.total = total;
@@ -566,7 +566,7 @@ fn deliver<'b, S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand>(
     let (number, total) = numbers(arrival);
     exchange.total = total;
     exchange.next = number + 1;
-    let mut passage = passage(Direction::ToClient, arrival.timestamp);
+    let mut passage = Passage::starting(Direction::ToClient, arrival.timestamp);
     for piece in pieces {
         listener.consume(&mut exchange.response, &mut passage, piece);
     }
@@ -578,20 +578,6 @@ fn deliver<'b, S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand>(
 fn numbers(arrival: &Arrival) -> (u16, u16) {
     let low = |number: SeqNumber| u16::try_from(number.0).unwrap_or(u16::MAX);
     (low(arrival.seq), arrival.ack.map_or(0, low))
-}
-
-fn passage(direction: Direction, timestamp: Timestamp) -> Passage {
-    Passage {
-        direction,
-        timestamp,
-        acknowledged: 0,
-        idle: false,
-        quiescent: false,
-        at_start: true,
-        give_up: false,
-        lost_at: None,
-        anchored: false,
-    }
 }
 
 fn hash_endpoint(hasher: &RandomState, endpoint: &Endpoint) -> u64 {

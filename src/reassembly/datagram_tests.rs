@@ -202,6 +202,29 @@ fn a_lost_datagram_inside_a_body_is_free() {
 }
 
 #[test]
+fn messages_that_are_mixed_up_are_told_apart_by_their_totals() {
+    let (long, short) = (message("b", 4000), message("c", 2000));
+    assert_eq!((long.len(), short.len()), (3, 2));
+    let mut w = World::new();
+    w.answer(7, 0, 3, &long[0]);
+    w.answer(7, 1, 2, &short[1]);
+    w.answer(7, 1, 3, &long[1]);
+    w.answer(7, 2, 3, &long[2]);
+    w.answer(7, 0, 2, &short[0]);
+    w.answer(7, 0, 1, b"d 0\n");
+    w.heard(&["<b", "<c", "<d"]);
+    assert_eq!(w.count(Anomaly::Gap) + w.count(Anomaly::BodyHoleBytes) + w.count(Anomaly::UnparsedBytes), 0);
+    // A message that has begun is finished, with its hole, before the next.
+    let mut w = World::new();
+    w.answer(7, 0, 3, &long[0]);
+    w.answer(7, 0, 1, b"d 0\n");
+    w.answer(7, 2, 3, &long[2]);
+    w.pass(Duration::from_millis(3));
+    w.heard(&["<b", "<d"]);
+    assert_eq!(w.count(Anomaly::BodyHoleBytes), 1392);
+}
+
+#[test]
 fn a_lost_first_or_last_datagram_is_a_gap() {
     let parts = message("b", 5000);
     let mut w = World::new();

@@ -22,6 +22,9 @@ use foldhash::quality::RandomState;
 use std::hash::BuildHasher;
 use std::time::Duration;
 
+/// Steps back of the clock that are no disorder of packets.
+const CLOCK_SET_BACK_MIN: Duration = Duration::from_secs(10);
+
 /// Which of two endpoints is a server of a target, if any.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Orientation {
@@ -129,6 +132,7 @@ impl<S: Default> FlowTable<S> {
         tallies: &mut [TargetTally],
         emit: &mut E,
     ) {
+        self.held.count_packet();
         self.tick(segment.timestamp, tallies, emit);
         let hash = self.hash(&segment.source, &segment.destination);
         let found = self.find(hash, segment).filter(|&(slot, _)| {
@@ -348,18 +352,25 @@ impl<S: Default> FlowTable<S> {
         emit: &mut E,
     ) {
         for patience in Patience::ALL {
-            let wait_max = match patience {
-                Patience::Reordering => self.limits.hold,
-                Patience::Retransmission => self.limits.retransmission_wait,
-                Patience::RetransmissionUnacknowledged => self.limits.retransmission_wait_unacknowledged,
-            };
-            // Ends: settling always delivers a segment, declares bytes a gap, or starts a segment's patience anew.
-            while let Some((id, since)) = self.held.front(patience)
-                && since.plus(wait_max) <= now
+            // Ends: settling always delivers a segment, declares bytes a gap, or starts a segment's patience anew. What
+            // came long after now came before the clock was set back.
+            while let Some((id, since, packets)) = self.held.front(patience)
+                && (now >= since.plus(self.wait_max(patience, packets))
+                    || since > now.plus(CLOCK_SET_BACK_MIN))
             {
                 let arrival = *self.held.arrival(id);
                 self.assembler(arrival.slot, now, tallies, emit).settle(arrival.direction);
             }
+        }
+    }
+
+    /// How long a held segment may wait when so many packets have come since.
+    fn wait_max(&self, patience: Patience, packets: u64) -> Duration {
+        match patience {
+            Patience::Reordering if packets < self.limits.hold_packets => self.limits.hold_max,
+            Patience::Reordering => self.limits.hold,
+            Patience::Retransmission => self.limits.retransmission_wait,
+            Patience::RetransmissionUnacknowledged => self.limits.retransmission_wait_unacknowledged,
         }
     }
 
@@ -383,14 +394,15 @@ impl<S: Default> FlowTable<S> {
     #[inline]
     fn is_expired(&self, slot: u32, now: Timestamp) -> bool {
         let flow = &self.flows[slot as usize];
-        let idle = now.since(flow.last_seen);
-        idle > self.idle_min
-            && idle
-                > match flow.life {
-                    _ if flow.is_closed() => self.limits.closed_idle_max,
-                    Life::Established if !flow.is_closing() => self.limits.flow_idle_max,
-                    _ => self.limits.embryonic_idle_max,
-                }
+        if now <= flow.last_seen.plus(self.idle_min) {
+            return false;
+        }
+        let idle_max = match flow.life {
+            _ if flow.is_closed() => self.limits.closed_idle_max,
+            Life::Established if !flow.is_closing() => self.limits.flow_idle_max,
+            _ => self.limits.embryonic_idle_max,
+        };
+        now > flow.last_seen.plus(idle_max)
     }
 }
 

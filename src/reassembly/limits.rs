@@ -20,9 +20,14 @@ pub struct ReassemblyLimits {
     pub held_segments_unacknowledged_max: u8,
     /// Unfinished message heads, over all flows.
     pub carries_max: usize,
-    /// Packet time that a hole which the peer has acknowledged may stay open: covers the capture order of two queues. With 2 %
-    /// of the packets reordered, 2 ms leave 0.13 % of the outcomes unknown and 10 ms 0.00 %; with 1 % lost, 10 ms cost 0.4 %.
+    /// Packet time that a hole which the peer has acknowledged may stay open: covers the capture order of two queues. With
+    /// 1 % of the packets lost, 10 ms instead of 2 leave 0.4 % more of the outcomes unknown.
     pub hold: Duration,
+    /// Packets, of any flow, that must have come in that time: where little comes, neighbours may lie far apart. With 2 % of
+    /// the packets reordered, 2 ms alone leave 0.13 % of the outcomes unknown; with 8 packets none, and loss costs no more.
+    pub hold_packets: u64,
+    /// Packet time after which no more packets are waited for.
+    pub hold_max: Duration,
     /// Packet time that an unacknowledged hole may stay open: three retransmissions from 400 ms on.
     pub retransmission_wait: Duration,
     /// The same where no acknowledgement of that direction was ever seen.
@@ -70,7 +75,9 @@ impl Default for ReassemblyLimits {
             held_segments_stream_max: 32,
             held_segments_unacknowledged_max: 16,
             carries_max: 2048,
-            hold: Duration::from_millis(10),
+            hold: Duration::from_millis(2),
+            hold_packets: 8,
+            hold_max: Duration::from_millis(100),
             retransmission_wait: Duration::from_secs(3),
             retransmission_wait_unacknowledged: Duration::from_secs(1),
             window_bytes_max: 64 << 20,

@@ -15,6 +15,7 @@ mod control;
 mod pool;
 mod stream;
 mod table;
+mod waiting;
 
 use crate::anomaly::AnomalyCounts;
 use crate::model::{Direction, Timestamp};
@@ -102,14 +103,15 @@ impl Demand {
 /// What reassembly counts for one target between two interval closes, beside the events that it emits.
 ///
 /// Accounting identity, per direction: `payload_bytes` = bytes that the parser used or skipped or gave up as unparsed.
-/// Gaps are not in it; nor are duplicates. It is counted by wire length, each stream byte once.
+/// Gaps are not in it; nor are duplicates. It is counted by wire length, each stream byte once; bytes that are missing
+/// inside skipped bodies are in it. Bytes that wait for others are counted when they are delivered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TargetTally {
     /// Anomalies of this target's flows.
     pub anomalies: AnomalyCounts,
     /// Payload bytes [to server, to client], duplicates and gaps excluded, UDP frame headers excluded.
     pub payload_bytes: [u64; 2],
-    /// Packets [to server, to client], with or without payload.
+    /// Packets [to server, to client], with or without payload, copies included.
     pub packets: [u64; 2],
     /// Packets with payload [to server, to client].
     pub payload_packets: [u64; 2],

@@ -148,8 +148,9 @@ struct Place {
     patience: Patience,
     earlier: u32,
     later: u32,
-    /// From when its patience runs.
+    /// From when its patience runs, in time and in packets.
     since: Timestamp,
+    since_packet: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -168,6 +169,8 @@ pub(super) struct HeldPool {
     blocks_free: Vec<u32>,
     /// Each held segment is in exactly one of them.
     queues: [Queue; Patience::ALL.len()],
+    /// Packets that the owner has handled.
+    packets: u64,
 }
 
 impl HeldPool {
@@ -192,6 +195,7 @@ impl HeldPool {
             earlier: NIL,
             later: NIL,
             since: Timestamp::ZERO,
+            since_packet: 0,
         };
         HeldPool {
             places: (0..segments).map(|_| place()).collect(),
@@ -200,6 +204,7 @@ impl HeldPool {
             chain: vec![NIL; blocks].into_boxed_slice(),
             blocks_free: free_list(blocks),
             queues: [Queue { front: NIL, back: NIL }; Patience::ALL.len()],
+            packets: 0,
         }
     }
 
@@ -338,10 +343,19 @@ impl HeldPool {
         self.enqueue(id, patience, since);
     }
 
-    /// The segment whose patience ends first in this queue, and from when it runs.
-    pub(super) fn front(&self, patience: Patience) -> Option<(u32, Timestamp)> {
+    /// Another packet is being handled.
+    #[inline(always)]
+    pub(super) fn count_packet(&mut self) {
+        self.packets += 1;
+    }
+
+    /// The segment whose patience ends first in this queue, from when it runs, and how many packets have been handled since.
+    pub(super) fn front(&self, patience: Patience) -> Option<(u32, Timestamp, u64)> {
         let id = self.queues[patience as usize].front;
-        (id != NIL).then(|| (id, self.places[id as usize].since))
+        (id != NIL).then(|| {
+            let place = &self.places[id as usize];
+            (id, place.since, self.packets - place.since_packet)
+        })
     }
 
     fn enqueue(&mut self, id: u32, patience: Patience, since: Timestamp) {
@@ -356,6 +370,7 @@ impl HeldPool {
         let place = &mut self.places[id as usize];
         place.patience = patience;
         place.since = since;
+        place.since_packet = self.packets;
         place.earlier = earlier;
         place.later = NIL;
     }
@@ -423,10 +438,10 @@ mod tests {
         let [a, b, c] =
             [1, 2, 3].map(|at| pool.hold(arrival(at, 1), b"x", Patience::Retransmission).unwrap());
         pool.requeue(a, Patience::Reordering, Timestamp::from_nanos(9));
-        assert_eq!(pool.front(Patience::Retransmission), Some((b, Timestamp::from_nanos(2))));
-        assert_eq!(pool.front(Patience::Reordering), Some((a, Timestamp::from_nanos(9))));
+        assert_eq!(pool.front(Patience::Retransmission), Some((b, Timestamp::from_nanos(2), 0)));
+        assert_eq!(pool.front(Patience::Reordering), Some((a, Timestamp::from_nanos(9), 0)));
         pool.release(b);
-        assert_eq!(pool.front(Patience::Retransmission), Some((c, Timestamp::from_nanos(3))));
+        assert_eq!(pool.front(Patience::Retransmission), Some((c, Timestamp::from_nanos(3), 0)));
         pool.release(c);
         pool.release(a);
         assert!(Patience::ALL.iter().all(|&patience| pool.front(patience).is_none()));

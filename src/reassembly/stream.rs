@@ -113,6 +113,23 @@ pub(super) struct Passage {
     pub(super) anchored: bool,
 }
 
+impl Passage {
+    /// The start of a segment of which nothing else is known.
+    pub(super) const fn starting(direction: Direction, timestamp: Timestamp) -> Passage {
+        Passage {
+            direction,
+            timestamp,
+            acknowledged: 0,
+            idle: false,
+            quiescent: false,
+            at_start: true,
+            give_up: false,
+            lost_at: None,
+            anchored: false,
+        }
+    }
+}
+
 /// The parser's side of one flow, lent for one call: `emit` with the parser's state, and what is counted.
 pub(super) struct Listener<'a, S, E> {
     pub(super) tuple: FlowTuple,
@@ -233,6 +250,7 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Listener<'_, S,
             let event = stream_bytes(passage, rest, position, passage.at_start);
             (self.emit)(&self.tuple, self.state, event)
         };
+        debug_assert!(demand.used <= rest.len(), "the parser used bytes that it was not lent");
         let used = demand.used.min(rest.len());
         let rest = &rest[used..];
         stream.next = stream.next.plus(narrow(used));

@@ -26,6 +26,8 @@ pub(super) struct Recorder {
     pub(super) offers: Vec<(bool, bool, bool)>,
     /// Whether a client's message is an anchor only when the server agrees.
     pub(super) strict: bool,
+    /// Whether any message at the start of a segment ends a search, in both directions.
+    pub(super) credulous: bool,
     /// Use one message at a time, or all.
     pub(super) one_by_one: bool,
     pub(super) closes: usize,
@@ -76,11 +78,11 @@ impl Recorder {
         if toy.lost[own] {
             let message = toy_message(offer.bytes);
             let anchor = if self.strict { offer.quiescent } else { offer.idle };
-            if !offer.segment_start || !matches!(message, Ok(Some(_))) || !anchor {
+            if !offer.segment_start || !matches!(message, Ok(Some(_))) || !(anchor || self.credulous) {
                 return Demand::lost(0);
             }
             toy.lost[own] = false;
-            anchored = own == 0;
+            anchored = own == 0 && anchor;
         }
         if own == 0 && toy.lost[1] && offer.idle {
             toy.lost[1] = false;
