@@ -240,9 +240,18 @@ impl Collector {
             let (target, request) = batch.request(usize::from(index));
             targets[target].prefetch_second(&request);
         }
+        // Commands of many keys and pipelines make runs of the same origin: its rows are looked for once.
+        let mut run = None;
         for index in 0..batch.count {
             let (target, request) = batch.request(index);
-            targets[target].update(&request);
+            let (target, origin) = (&mut targets[target], batch.waiting[index].origin);
+            target.update(&request);
+            match run {
+                Some((former, places)) if former == origin => {
+                    target.update_origin_again(places, request.delta)
+                }
+                _ => run = Some((origin, target.update_origin(request.origin, request.delta))),
+            }
         }
         (batch.count, batch.origin_count) = (0, 0);
     }

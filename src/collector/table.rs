@@ -258,6 +258,10 @@ fn second_place(hash: u64, count: usize) -> usize {
     place(hash.wrapping_mul(0xd6e8_feb8_6659_fd93).rotate_left(29), count)
 }
 
+/// Where a row is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place(usize);
+
 /// Bytes that a table of `buckets` buckets takes of an arena, chunks aside.
 pub(super) const BUCKET_BYTES: usize = size_of::<Bucket>() + WAYS * size_of::<Slot>();
 
@@ -304,16 +308,31 @@ impl Table {
         (self.live, self.evictions, self.floor) = (0, 0, 0);
     }
 
-    /// Counts one request of a key of at most [`KEY_BYTES_MAX`] bytes; returns the upper bound of its requests.
+    /// Counts one request of a key of at most [`KEY_BYTES_MAX`] bytes; returns where its row is until the next update.
     #[inline]
-    pub(super) fn update(&mut self, hash: u64, key: &[u8], delta: &Delta, weight: u32) -> u32 {
+    pub(super) fn update(&mut self, hash: u64, key: &[u8], delta: &Delta, weight: u32) -> Place {
         debug_assert!(key.len() <= KEY_BYTES_MAX);
         let first = place(hash, self.buckets.len());
         self.refresh(first);
         match self.find(first, hash, key) {
-            Some(way) => self.hit(first, way, delta, weight),
+            Some(way) => self.again(Place(first * WAYS + way), delta, weight),
             None => self.miss(first, hash, key, delta, weight),
         }
+    }
+
+    /// Counts one more request of the key whose row the last update left in this place.
+    #[inline(always)]
+    pub(super) fn again(&mut self, place: Place, delta: &Delta, weight: u32) -> Place {
+        let sum = &mut self.buckets[place.0 / WAYS].weight[place.0 % WAYS];
+        *sum = sum.saturating_add(weight);
+        self.slots[place.0].apply(delta);
+        place
+    }
+
+    /// Upper bound of the requests of the key whose row the last update left in this place.
+    #[inline(always)]
+    pub(super) fn requests(&self, place: Place) -> u32 {
+        self.slots[place.0].upper()
     }
 
     /// Makes a bucket one of this epoch.
@@ -354,17 +373,8 @@ impl Table {
         }
     }
 
-    #[inline(always)]
-    fn hit(&mut self, at: usize, way: usize, delta: &Delta, weight: u32) -> u32 {
-        let sum = &mut self.buckets[at].weight[way];
-        *sum = sum.saturating_add(weight);
-        let slot = &mut self.slots[at * WAYS + way];
-        slot.apply(delta);
-        slot.upper()
-    }
-
     /// The key is not in its first bucket.
-    fn miss(&mut self, first: usize, hash: u64, key: &[u8], delta: &Delta, weight: u32) -> u32 {
+    fn miss(&mut self, first: usize, hash: u64, key: &[u8], delta: &Delta, weight: u32) -> Place {
         let bit = filter_bit(hash);
         let bucket = &self.buckets[first];
         let (filled, mut err) = (bucket.filled(), bucket.floor);
@@ -376,7 +386,7 @@ impl Table {
             self.refresh(second);
             if went_there {
                 if let Some(way) = self.find(second, hash, key) {
-                    return self.hit(second, way, delta, weight);
+                    return self.again(Place(second * WAYS + way), delta, weight);
                 }
                 err = err.max(self.buckets[second].floor);
             }
@@ -389,7 +399,7 @@ impl Table {
     }
 
     /// Puts a key in place of the lightest row of a bucket.
-    fn insert(&mut self, at: usize, hash: u64, key: &[u8], err: u32, delta: &Delta, weight: u32) -> u32 {
+    fn insert(&mut self, at: usize, hash: u64, key: &[u8], err: u32, delta: &Delta, weight: u32) -> Place {
         let way = self.buckets[at].lightest();
         let least = self.buckets[at].weight[way];
         if least == 0 {
@@ -403,12 +413,11 @@ impl Table {
         *slot = Slot { hash, err, next, length: key.len() as u8, ..EMPTY };
         slot.key[..inline].copy_from_slice(&key[..inline]);
         slot.apply(delta);
-        let upper = slot.upper();
         let bucket = &mut self.buckets[at];
         bucket.tag[way] = tag_of(hash);
         // Space-Saving's rule: a newcomer weighs what it may have weighed before, so that it is not the next to go.
         bucket.weight[way] = least.max(err.saturating_mul(REQUEST_WEIGHT)).saturating_add(weight);
-        upper
+        Place(at * WAYS + way)
     }
 
     fn evict(&mut self, at: usize, way: usize) {
@@ -682,7 +691,8 @@ mod tests {
                 let mut model: BTreeMap<u16, Counters> = BTreeMap::new();
                 for (a, b, class, bytes) in asks {
                     let (number, delta) = (a.min(b), delta(class, bytes));
-                    let upper = table.update(hash(number), &key_of(number), &delta, delta.weight(2_000));
+                    let place = table.update(hash(number), &key_of(number), &delta, delta.weight(2_000));
+                    let upper = table.requests(place);
                     let truth = model.entry(number).or_default();
                     let mut slot = EMPTY;
                     slot.apply(&delta);
@@ -752,7 +762,8 @@ mod tests {
         table.update(9, b"k", &once, 1);
         table.slots[0].counts[GETS] = u32::MAX;
         table.buckets[0].weight[0] = u32::MAX - 1;
-        assert_eq!(table.update(9, b"k", &once, 16), u32::MAX);
+        let place = table.update(9, b"k", &once, 16);
+        assert_eq!(table.requests(place), u32::MAX);
         assert_eq!((table.slots[0].counts[GETS], table.slots[0].bytes_in), (u32::MAX, u64::MAX));
         assert_eq!(table.buckets[0].weight[0], u32::MAX);
         assert!(once.weight(u64::from(u32::MAX)) <= (1 << 20) + 6 * REQUEST_WEIGHT);

@@ -4,7 +4,7 @@
 //! folded row's truth still lies in `[requests - err, requests]`. Memory is limited: what a window keeps of an interval is cut
 //! to its heaviest rows, which raises the bounds and nothing else.
 
-use super::merge::{Share, settle_pairs};
+use super::merge::{Share, join_shares, settle_pairs};
 use super::snapshot::{Bounds, ClientRow, Counters, KeyRow, ServerRow, Snapshot};
 use crate::model::Endpoint;
 use foldhash::quality::RandomState;
@@ -246,19 +246,22 @@ fn fold_keys(parts: &[&Snapshot], key_bounds: &[u64], pair_bounds: &[u64]) -> Ve
         }
         let requests = folded.counters.requests();
         let listed = folded.rows.iter().filter(|(_, row)| !row.truncated);
-        let shares = listed.flat_map(|&(number, row)| {
-            row.clients.iter().map(move |pair| Share {
-                client: pair.client,
-                requests: pair.requests,
-                err: pair.err,
-                covered: pair_bounds[number],
+        let mut shares: Vec<Share> = listed
+            .flat_map(|&(number, row)| {
+                row.clients.iter().map(move |pair| Share {
+                    client: pair.client,
+                    requests: pair.requests,
+                    err: pair.err,
+                    covered: pair_bounds[number],
+                })
             })
-        });
+            .collect();
+        join_shares(&mut shares);
         KeyRow {
             key: first.key.clone(),
             truncated: first.truncated,
             err: folded.err,
-            clients: settle_pairs(shares.collect(), requests, total),
+            clients: settle_pairs(shares, requests, total),
             counters: folded.counters,
         }
     };
