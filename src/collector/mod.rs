@@ -2,7 +2,7 @@
 //!
 //! Each worker owns a [`Collector`] and nobody else touches it: all memory is taken at the start, an observation costs a fixed
 //! amount of work, and nothing on the way allocates, locks or waits. When an interval closes, its rows are copied into
-//! a [`Harvest`], which travels to the reporter, where [`merge`] makes a [`snapshot::Snapshot`] of all workers' harvests.
+//! a [`Harvest`], which travels to the reporter, where [`merge()`] makes a [`snapshot::Snapshot`] of all workers' harvests.
 //!
 //! Figures are exact while the tables have room. When they have not, every row says by how much it can be wrong
 //! (`err`), and every snapshot what an unlisted row can have had ([`snapshot::Bounds`]). The requests in doubt, `err` of them, stand among a

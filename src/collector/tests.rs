@@ -456,3 +456,12 @@ fn windows_slide_by_intervals_and_say_when_they_are_not_full() {
         assert_eq!((&*folded.target, folded.start), ("t", Timestamp::ZERO));
     }
 }
+
+#[test]
+fn collectors_and_harvests_travel_between_threads() {
+    fn travels<T: Send>() {}
+    travels::<Collector>();
+    travels::<Harvest>();
+    travels::<Snapshot>();
+    travels::<Window>();
+}
