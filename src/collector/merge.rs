@@ -291,12 +291,29 @@ fn pairs_of_keys(harvests: &[&Harvest], keys: &Joined) -> (Vec<Vec<PairRow>>, u6
         total_bound += bound;
     }
     let rows = shares.into_iter().zip(&keys.rows);
-    let pairs = rows.map(|(shares, key)| settle_pairs(shares, key.requests(), total_bound)).collect();
+    let settle = |(mut shares, key): (Vec<Share>, &Row)| {
+        if harvests.len() > 1 {
+            join_shares(&mut shares);
+        }
+        settle_pairs(shares, key.requests(), total_bound)
+    };
+    let pairs = rows.map(settle).collect();
     (pairs, total_bound)
 }
 
-/// Puts the same client's shares of a key together, and raises them to their upper bounds.
-pub(super) fn settle_pairs(mut shares: Vec<Share>, key_requests: u64, total_bound: u64) -> Vec<PairRow> {
+/// Raises a key's shares to their upper bounds.
+pub(super) fn settle_pairs(shares: Vec<Share>, key_requests: u64, total_bound: u64) -> Vec<PairRow> {
+    let row = |share: Share| {
+        let missing = total_bound - share.covered;
+        bounded(share.client, share.requests + missing, share.err + missing, key_requests)
+    };
+    let mut rows: Vec<PairRow> = shares.into_iter().map(row).collect();
+    rows.sort_by(|a, b| b.requests.cmp(&a.requests).then(a.client.cmp(&b.client)));
+    rows
+}
+
+/// Puts the same client's shares of a key together.
+pub(super) fn join_shares(shares: &mut Vec<Share>) {
     shares.sort_unstable_by_key(|share| share.client);
     shares.dedup_by(|share, kept| {
         let same = share.client == kept.client;
@@ -307,13 +324,6 @@ pub(super) fn settle_pairs(mut shares: Vec<Share>, key_requests: u64, total_boun
         }
         same
     });
-    let row = |share: Share| {
-        let missing = total_bound - share.covered;
-        bounded(share.client, share.requests + missing, share.err + missing, key_requests)
-    };
-    let mut rows: Vec<PairRow> = shares.into_iter().map(row).collect();
-    rows.sort_by(|a, b| b.requests.cmp(&a.requests).then(a.client.cmp(&b.client)));
-    rows
 }
 
 /// A pair whose requests lie in `[requests - err, requests]` and are not more than its key's.
@@ -366,14 +376,16 @@ fn top_keys_of_sockets(harvests: &[&Harvest], keys: &Joined, sockets: &Joined) -
             }
         }
     }
-    counts.sort_unstable();
-    counts.dedup_by(|pair, kept| {
-        let same = (pair.0, pair.1) == (kept.0, kept.1);
-        if same {
-            kept.2 += pair.2;
-        }
-        same
-    });
+    if harvests.len() > 1 {
+        counts.sort_unstable();
+        counts.dedup_by(|pair, kept| {
+            let same = (pair.0, pair.1) == (kept.0, kept.1);
+            if same {
+                kept.2 += pair.2;
+            }
+            same
+        });
+    }
     let mut top: TopKeys = vec![None; sockets.rows.len()];
     for (socket, key, requests) in counts {
         raise(&mut top[socket as usize], key, requests);

@@ -2,7 +2,7 @@
 //!
 //! Each worker owns a [`Collector`] and nobody else touches it: all memory is taken at the start, an observation costs a fixed
 //! amount of work, and nothing on the way allocates, locks or waits. When an interval closes, its rows are copied into
-//! a [`Harvest`], which travels to the reporter, where [`merge`] makes a [`snapshot::Snapshot`] of all workers' harvests.
+//! a [`Harvest`], which travels to the reporter, where [`merge()`] makes a [`snapshot::Snapshot`] of all workers' harvests.
 //!
 //! Figures are exact while the tables have room. When they have not, every row says by how much it can be wrong
 //! (`err`), and every snapshot what an unlisted row can have had ([`snapshot::Bounds`]). The requests in doubt, `err` of them, stand among a
@@ -240,9 +240,18 @@ impl Collector {
             let (target, request) = batch.request(usize::from(index));
             targets[target].prefetch_second(&request);
         }
+        // Commands of many keys and pipelines make runs of the same origin: its rows are looked for once.
+        let mut run = None;
         for index in 0..batch.count {
             let (target, request) = batch.request(index);
-            targets[target].update(&request);
+            let (target, origin) = (&mut targets[target], batch.waiting[index].origin);
+            target.update(&request);
+            match run {
+                Some((former, places)) if former == origin => {
+                    target.update_origin_again(places, request.delta)
+                }
+                _ => run = Some((origin, target.update_origin(request.origin, request.delta))),
+            }
         }
         (batch.count, batch.origin_count) = (0, 0);
     }

@@ -270,3 +270,87 @@ impl PairRows {
         PairRows { pairs: Vec::with_capacity(room), ..PairRows::default() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn hash(key: u32) -> u64 {
+        u64::from(key).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
+    fn table(lines: usize, epoch: u32) -> Pairs {
+        Pairs { epoch, ..Pairs::new(&mut Arena::new(lines * 64).unwrap(), lines).unwrap() }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Against a map, over the wrap of the epoch, with the gate as the collector applies it.
+        #[test]
+        fn pairs_hold_their_bounds(
+            epochs in prop::collection::vec(prop::collection::vec((0u32..40, 0u32..20), 0..600), 1..5),
+            lines in 1usize..60,
+            limit in prop::option::of(1usize..50),
+        ) {
+            let mut pairs = table(lines, EVICTED - 3);
+            let mut wanted = Wanted::new();
+            for key in 0..30 {
+                wanted.insert(hash(key) as u32);
+            }
+            let mut rows = PairRows::default();
+            for asks in epochs {
+                let (mut model, mut keys) = (BTreeMap::<(u32, u32), u64>::new(), BTreeMap::<u32, u32>::new());
+                for (key, client) in asks {
+                    *model.entry((key, client)).or_default() += 1;
+                    let requests = keys.entry(key).or_default();
+                    *requests += 1;
+                    if *requests > pairs.gate() {
+                        pairs.update(hash(key), u64::from(client));
+                    }
+                }
+                pairs.harvest(limit, &wanted, &mut rows);
+                prop_assert!(limit.is_none_or(|limit| rows.pairs.len() <= limit));
+                for &(count, pair) in &rows.pairs {
+                    let key = (0..40).find(|&key| hash(key) as u32 == pair.key).unwrap();
+                    prop_assert_eq!(line_of(hash(key), u64::from(pair.client), lines), pair.line as usize);
+                    let truth = model.remove(&(key, pair.client)).expect("no pair is listed twice");
+                    prop_assert!(u64::from(count - pair.err) <= truth);
+                    prop_assert!(truth <= u64::from(count) + rows.missing);
+                }
+                for truth in model.values() {
+                    prop_assert!(*truth <= rows.bound, "{} {}", truth, rows.bound);
+                }
+                pairs.next_epoch();
+                pairs.harvest(None, &wanted, &mut rows);
+                prop_assert!(rows.pairs.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn the_gate_rises_in_a_full_table_and_sinks_in_an_empty_one() {
+        let mut pairs = table(100, 1);
+        for client in 0..240 {
+            pairs.update(hash(1), client);
+        }
+        assert_eq!(pairs.gate(), 0);
+        for client in 240..2_000 {
+            pairs.update(hash(1), client);
+        }
+        assert_eq!(pairs.gate(), GATE_MAX);
+        let mut gates = Vec::new();
+        for _ in 0..3 {
+            for client in 0..100 {
+                pairs.update(hash(1), client);
+            }
+            pairs.next_epoch();
+            gates.push(pairs.gate());
+        }
+        assert_eq!(gates, [GATE_MAX, GATE_MAX / 2, GATE_MAX / 4]);
+        pairs.next_epoch();
+        assert_eq!(pairs.gate(), 0);
+    }
+}

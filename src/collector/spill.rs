@@ -104,6 +104,12 @@ impl Chunks {
         }
     }
 
+    /// All chunks.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.cells.len()
+    }
+
     /// Free chunks.
     #[cfg(test)]
     pub(super) fn available(&self) -> usize {

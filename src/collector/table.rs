@@ -258,6 +258,10 @@ fn second_place(hash: u64, count: usize) -> usize {
     place(hash.wrapping_mul(0xd6e8_feb8_6659_fd93).rotate_left(29), count)
 }
 
+/// Where a row is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place(usize);
+
 /// Bytes that a table of `buckets` buckets takes of an arena, chunks aside.
 pub(super) const BUCKET_BYTES: usize = size_of::<Bucket>() + WAYS * size_of::<Slot>();
 
@@ -304,16 +308,31 @@ impl Table {
         (self.live, self.evictions, self.floor) = (0, 0, 0);
     }
 
-    /// Counts one request of a key of at most [`KEY_BYTES_MAX`] bytes; returns the upper bound of its requests.
+    /// Counts one request of a key of at most [`KEY_BYTES_MAX`] bytes; returns where its row is until the next update.
     #[inline]
-    pub(super) fn update(&mut self, hash: u64, key: &[u8], delta: &Delta, weight: u32) -> u32 {
+    pub(super) fn update(&mut self, hash: u64, key: &[u8], delta: &Delta, weight: u32) -> Place {
         debug_assert!(key.len() <= KEY_BYTES_MAX);
         let first = place(hash, self.buckets.len());
         self.refresh(first);
         match self.find(first, hash, key) {
-            Some(way) => self.hit(first, way, delta, weight),
+            Some(way) => self.again(Place(first * WAYS + way), delta, weight),
             None => self.miss(first, hash, key, delta, weight),
         }
+    }
+
+    /// Counts one more request of the key whose row the last update left in this place.
+    #[inline(always)]
+    pub(super) fn again(&mut self, place: Place, delta: &Delta, weight: u32) -> Place {
+        let sum = &mut self.buckets[place.0 / WAYS].weight[place.0 % WAYS];
+        *sum = sum.saturating_add(weight);
+        self.slots[place.0].apply(delta);
+        place
+    }
+
+    /// Upper bound of the requests of the key whose row the last update left in this place.
+    #[inline(always)]
+    pub(super) fn requests(&self, place: Place) -> u32 {
+        self.slots[place.0].upper()
     }
 
     /// Makes a bucket one of this epoch.
@@ -354,17 +373,8 @@ impl Table {
         }
     }
 
-    #[inline(always)]
-    fn hit(&mut self, at: usize, way: usize, delta: &Delta, weight: u32) -> u32 {
-        let sum = &mut self.buckets[at].weight[way];
-        *sum = sum.saturating_add(weight);
-        let slot = &mut self.slots[at * WAYS + way];
-        slot.apply(delta);
-        slot.upper()
-    }
-
     /// The key is not in its first bucket.
-    fn miss(&mut self, first: usize, hash: u64, key: &[u8], delta: &Delta, weight: u32) -> u32 {
+    fn miss(&mut self, first: usize, hash: u64, key: &[u8], delta: &Delta, weight: u32) -> Place {
         let bit = filter_bit(hash);
         let bucket = &self.buckets[first];
         let (filled, mut err) = (bucket.filled(), bucket.floor);
@@ -376,7 +386,7 @@ impl Table {
             self.refresh(second);
             if went_there {
                 if let Some(way) = self.find(second, hash, key) {
-                    return self.hit(second, way, delta, weight);
+                    return self.again(Place(second * WAYS + way), delta, weight);
                 }
                 err = err.max(self.buckets[second].floor);
             }
@@ -389,7 +399,7 @@ impl Table {
     }
 
     /// Puts a key in place of the lightest row of a bucket.
-    fn insert(&mut self, at: usize, hash: u64, key: &[u8], err: u32, delta: &Delta, weight: u32) -> u32 {
+    fn insert(&mut self, at: usize, hash: u64, key: &[u8], err: u32, delta: &Delta, weight: u32) -> Place {
         let way = self.buckets[at].lightest();
         let least = self.buckets[at].weight[way];
         if least == 0 {
@@ -403,12 +413,11 @@ impl Table {
         *slot = Slot { hash, err, next, length: key.len() as u8, ..EMPTY };
         slot.key[..inline].copy_from_slice(&key[..inline]);
         slot.apply(delta);
-        let upper = slot.upper();
         let bucket = &mut self.buckets[at];
         bucket.tag[way] = tag_of(hash);
         // Space-Saving's rule: a newcomer weighs what it may have weighed before, so that it is not the next to go.
         bucket.weight[way] = least.max(err.saturating_mul(REQUEST_WEIGHT)).saturating_add(weight);
-        upper
+        Place(at * WAYS + way)
     }
 
     fn evict(&mut self, at: usize, way: usize) {
@@ -578,5 +587,185 @@ impl Rows {
         self.rows.clear();
         self.tails.clear();
         (self.live, self.evictions, self.bound) = (0, 0, 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    impl Table {
+        /// A table of its own, in the given epoch.
+        pub(in crate::collector) fn alone(buckets: usize, chunks: usize, epoch: u32) -> Table {
+            let mut arena = Arena::new(buckets * BUCKET_BYTES + chunks * 64 + 256).unwrap();
+            Table { epoch, ..Table::new(&mut arena, buckets, chunks).unwrap() }
+        }
+
+        fn rows(&self) -> Rows {
+            let mut rows = Rows::default();
+            self.harvest(None, &mut rows);
+            rows
+        }
+
+        /// Most requests of a key that is not in the table, by its own buckets.
+        fn floor_of(&self, hash: u64) -> u32 {
+            let bucket = |at: usize| Some(&self.buckets[at]).filter(|bucket| bucket.epoch == self.epoch);
+            let Some(first) = bucket(place(hash, self.buckets.len())) else { return 0 };
+            let second = bucket(second_place(hash, self.buckets.len())).map_or(0, |bucket| bucket.floor);
+            if first.filter & filter_bit(hash) != 0 { first.floor.max(second) } else { first.floor }
+        }
+
+        /// The invariants that stand beside the fields.
+        fn check(&self) {
+            let live = self.buckets.iter().enumerate().filter(|(_, bucket)| bucket.epoch == self.epoch);
+            let (mut rows, mut chunks) = (0, 0);
+            for (at, bucket) in live {
+                assert!(bucket.floor == 0 || bucket.filled() == WAYS as u32);
+                assert!(bucket.floor <= self.floor);
+                for way in (0..WAYS).filter(|&way| bucket.weight[way] != 0) {
+                    let slot = &self.slots[at * WAYS + way];
+                    rows += 1;
+                    if slot.length as usize > INLINE_BYTES && slot.next != TRUNCATED {
+                        chunks += (slot.length as usize - INLINE_BYTES).div_ceil(60);
+                    }
+                    assert!(bucket.weight[way] >= slot.upper().saturating_mul(REQUEST_WEIGHT));
+                    assert_eq!(bucket.tag[way], tag_of(slot.hash));
+                    let (first, second) =
+                        (place(slot.hash, self.buckets.len()), second_place(slot.hash, self.buckets.len()));
+                    let went_there = self.buckets[first].filter & filter_bit(slot.hash) != 0;
+                    assert!(at == first || (at == second && went_there));
+                }
+            }
+            assert_eq!(rows, self.live);
+            assert_eq!(chunks + self.chunks.available(), self.chunks.len());
+        }
+    }
+
+    fn mix(number: u64, seed: u64) -> u64 {
+        let mixed = (number ^ seed).wrapping_add(0x9e37_79b9_7f4a_7c15).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        (mixed ^ (mixed >> 29)).wrapping_mul(0x94d0_49bb_1331_11eb) ^ (mixed >> 32)
+    }
+
+    fn key_of(number: u16) -> Vec<u8> {
+        let length = [2, 42, 43, 44, 59, 60, 103, 104, 250][usize::from(number) % 9];
+        let mut key = vec![0; length];
+        key[length - 2..].copy_from_slice(&number.to_be_bytes());
+        key
+    }
+
+    fn delta(class: usize, bytes: u64) -> Delta {
+        Delta {
+            class: class as u8,
+            bytes_in: bytes,
+            hit: class == GETS,
+            timed: true,
+            latency: 3,
+            ..Delta::NONE
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig {
+            cases: 96,
+            max_shrink_iters: 200,
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
+
+        /// One to six buckets, a few chunks, several epochs over the wrap: against a map.
+        #[test]
+        fn rows_hold_their_bounds(
+            epochs in prop::collection::vec(
+                prop::collection::vec((0u16..150, 0u16..150, 0usize..6, 0u64..5_000), 0..900), 1..5),
+            buckets in 1usize..7,
+            chunks in 0usize..12,
+            seed: u64,
+            same_bucket: bool,
+        ) {
+            let mut table = Table::alone(buckets, chunks, u32::MAX - 2);
+            // Only the lowest bits differ: everything goes to the first bucket, and much of it has the same tag.
+            let hash = |number: u16| if same_bucket { u64::from(number) } else { mix(u64::from(number), seed) };
+            for asks in epochs {
+                let mut model: BTreeMap<u16, Counters> = BTreeMap::new();
+                for (a, b, class, bytes) in asks {
+                    let (number, delta) = (a.min(b), delta(class, bytes));
+                    let place = table.update(hash(number), &key_of(number), &delta, delta.weight(2_000));
+                    let upper = table.requests(place);
+                    let truth = model.entry(number).or_default();
+                    let mut slot = EMPTY;
+                    slot.apply(&delta);
+                    truth.merge(&slot.counters());
+                    prop_assert!(u64::from(upper) >= truth.requests());
+                }
+                table.check();
+                let harvest = table.rows();
+                let mut certain = 0;
+                for slot in &harvest.rows {
+                    let number = (0..150).find(|&number| {
+                        let (head, tail, truncated) = slot.key(&harvest.tails);
+                        let key = key_of(number);
+                        let whole = [head, tail].concat();
+                        slot.hash == hash(number)
+                            && slot.key_length() == key.len()
+                            && if truncated { key.starts_with(&whole) } else { key == whole }
+                    }).expect("a key that was asked for");
+                    let truth = model.remove(&number).expect("no key is listed twice");
+                    let own = slot.counters();
+                    certain += own.requests();
+                    prop_assert!(own.requests() <= truth.requests());
+                    prop_assert!(truth.requests() <= own.requests() + u64::from(slot.err));
+                    prop_assert!(slot.err != 0 || own == truth);
+                }
+                prop_assert!(table.evictions == 0 || table.floor > 0);
+                for (number, truth) in &model {
+                    prop_assert!(truth.requests() <= u64::from(table.floor_of(hash(*number))));
+                    prop_assert!(truth.requests() <= harvest.bound);
+                }
+                prop_assert!(table.evictions > 0 || model.is_empty());
+                prop_assert!(certain <= 900);
+                table.next_epoch();
+                prop_assert!(table.rows().rows.is_empty());
+            }
+        }
+
+        /// What is left behind by a short harvest is bounded.
+        #[test]
+        fn short_harvests_are_bounded(
+            asks in prop::collection::vec((0u16..200, 0u64..50_000), 1..800),
+            limit in 1usize..50,
+        ) {
+            let mut table = Table::alone(8, 64, 1);
+            let mut model: BTreeMap<u16, u64> = BTreeMap::new();
+            for (number, bytes) in asks {
+                let delta = delta(GETS, bytes);
+                table.update(mix(u64::from(number), 1), &key_of(number), &delta, delta.weight(2_000));
+                *model.entry(number).or_default() += 1;
+            }
+            let mut rows = Rows::default();
+            table.harvest(Some(limit), &mut rows);
+            prop_assert_eq!(rows.rows.len(), limit.min(table.live as usize));
+            let listed: Vec<u64> = rows.rows.iter().map(|slot| slot.hash).collect();
+            for (number, requests) in model {
+                if !listed.contains(&mix(u64::from(number), 1)) {
+                    prop_assert!(requests <= rows.bound);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn counts_stick_at_their_greatest() {
+        let mut table = Table::alone(1, 0, 1);
+        let once = delta(GETS, u64::MAX);
+        table.update(9, b"k", &once, 1);
+        table.slots[0].counts[GETS] = u32::MAX;
+        table.buckets[0].weight[0] = u32::MAX - 1;
+        let place = table.update(9, b"k", &once, 16);
+        assert_eq!(table.requests(place), u32::MAX);
+        assert_eq!((table.slots[0].counts[GETS], table.slots[0].bytes_in), (u32::MAX, u64::MAX));
+        assert_eq!(table.buckets[0].weight[0], u32::MAX);
+        assert!(once.weight(u64::from(u32::MAX)) <= (1 << 20) + 6 * REQUEST_WEIGHT);
     }
 }

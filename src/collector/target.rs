@@ -6,7 +6,7 @@ use super::latency::Latencies;
 use super::numbers::{NUMBER_BYTES, Numbers};
 use super::pairs::{Line, Pairs};
 use super::snapshot::Totals;
-use super::table::{BUCKET_BYTES, Delta, REQUEST_WEIGHT, Table};
+use super::table::{BUCKET_BYTES, Delta, Place, REQUEST_WEIGHT, Table};
 use super::{Capacity, CollectorError, TargetOptions};
 use crate::anomaly::AnomalyCounts;
 use crate::model::Endpoint;
@@ -95,6 +95,14 @@ pub(super) struct Request<'a> {
     pub(super) key_hash: u64,
     pub(super) origin: &'a Origin,
     pub(super) delta: &'a Delta,
+}
+
+/// Where the rows of an origin are, until another origin's requests are counted.
+#[derive(Clone, Copy)]
+pub(super) struct OriginPlaces {
+    client: Place,
+    socket: Place,
+    server: Option<Place>,
 }
 
 /// A target's figures since its interval began.
@@ -188,17 +196,12 @@ impl Target {
         }
     }
 
-    /// Counts a keyed request in the tables.
+    /// Counts a keyed request in the tables of keys and pairs.
     #[inline]
     pub(super) fn update(&mut self, request: &Request<'_>) {
         let Request { key, key_hash, origin, delta } = *request;
-        let weight = delta.weight(self.weight_of_64k);
-        let key_requests = self.keys.update(key_hash, key, delta, weight);
-        self.clients.update(origin.address_hash, origin.address(), delta, weight);
-        self.sockets.update(origin.client_hash, &origin.client, delta, weight);
-        if let Some(servers) = &mut self.servers {
-            servers.update(origin.server_hash, &origin.server, delta, weight);
-        }
+        let place = self.keys.update(key_hash, key, delta, delta.weight(self.weight_of_64k));
+        let key_requests = self.keys.requests(place);
         if key_requests > self.pairs.gate() {
             match self.numbers.of(origin.address(), origin.address_hash) {
                 Some(number) => self.pairs.update(key_hash, u64::from(number)),
@@ -207,6 +210,28 @@ impl Target {
         }
         if key_requests > self.socket_pairs.gate() {
             self.socket_pairs.update(key_hash, origin.client_hash);
+        }
+    }
+
+    /// Counts a keyed request in the tables of clients and servers; returns where their rows are.
+    #[inline]
+    pub(super) fn update_origin(&mut self, origin: &Origin, delta: &Delta) -> OriginPlaces {
+        let weight = delta.weight(self.weight_of_64k);
+        let client = self.clients.update(origin.address_hash, origin.address(), delta, weight);
+        let socket = self.sockets.update(origin.client_hash, &origin.client, delta, weight);
+        let servers = self.servers.as_mut();
+        let server = servers.map(|servers| servers.update(origin.server_hash, &origin.server, delta, weight));
+        OriginPlaces { client, socket, server }
+    }
+
+    /// Counts one more request of the same origin, right after the last.
+    #[inline]
+    pub(super) fn update_origin_again(&mut self, places: OriginPlaces, delta: &Delta) {
+        let weight = delta.weight(self.weight_of_64k);
+        self.clients.again(places.client, delta, weight);
+        self.sockets.again(places.socket, delta, weight);
+        if let (Some(servers), Some(place)) = (&mut self.servers, places.server) {
+            servers.again(place, delta, weight);
         }
     }
 

@@ -304,11 +304,15 @@ proptest! {
         intervals in prop::collection::vec(asks(300, 60, 400), 1..8),
         seed: u64,
         small: bool,
-        length in prop::option::of(1u64..80),
+        length in prop::option::of(1u64..1500),
         rows_max in prop::option::of(1usize..80),
+        kept in prop::option::of(8usize..400),
     ) {
         let mut collector = collector(if small { 60_000 } else { 4_000_000 }, seed);
         let mut window = Window::new(length.map(Duration::from_secs));
+        if let Some(rows) = kept {
+            window = window.keeping(rows);
+        }
         for (index, asks) in intervals.iter().enumerate() {
             feed(&mut collector, asks);
             let mut snapshot = merge(&[&close(&mut collector, rows_max)]);
@@ -319,7 +323,7 @@ proptest! {
             prop_assert_eq!(folded.length(), Duration::from_secs(10 * covered as u64));
             let model = Model::of(intervals[index + 1 - covered..=index].iter().flatten());
             model.check(&folded);
-            if !small && rows_max.is_none() {
+            if !small && rows_max.is_none() && kept.is_none() {
                 model.check_exact(&folded);
             }
         }
@@ -419,4 +423,45 @@ fn the_hot_survive_a_flood() {
         let row = snapshot.keys.iter().find(|row| &*row.key == name).unwrap();
         assert_eq!((row.err, row.counters.requests()), (0, requests));
     }
+}
+
+#[test]
+fn windows_slide_by_intervals_and_say_when_they_are_not_full() {
+    let interval = |index: u64, key: &[u8]| {
+        let mut collector = collector(1_000_000, 0);
+        feed(&mut collector, &[Ask::get(key, 1)]);
+        let mut snapshot = merge(&[&close(&mut collector, None)]);
+        snapshot.target = "t".to_string();
+        snapshot.start = Timestamp::from_parts(10 * index, 0);
+        snapshot.end = Timestamp::from_parts(10 * index + 10, 0);
+        snapshot
+    };
+    let (mut minute, mut hour, mut start) = (
+        Window::new(Some(Duration::from_secs(60))),
+        Window::new(Some(Duration::from_secs(3600))),
+        Window::new(None),
+    );
+    for index in 0..720 {
+        let key = index.to_string();
+        let folded = minute.fold(interval(index, key.as_bytes()));
+        assert_eq!((folded.keys.len() as u64, folded.partial), ((index + 1).min(6), index < 5), "{index}");
+        let folded = hour.fold(interval(index, b"k"));
+        let requests = folded.totals.counters.requests();
+        assert!(requests > 354 || requests == index + 1, "{index}: {requests}");
+        assert_eq!(folded.partial, index < 354, "{index}");
+        assert_eq!((folded.keys[0].counters.requests(), folded.keys[0].err), (requests, 0));
+        assert_eq!(folded.latency.samples, requests);
+        let folded = start.fold(interval(index, b"k"));
+        assert_eq!((folded.totals.counters.requests(), folded.partial), (index + 1, false));
+        assert_eq!((&*folded.target, folded.start), ("t", Timestamp::ZERO));
+    }
+}
+
+#[test]
+fn collectors_and_harvests_travel_between_threads() {
+    fn travels<T: Send>() {}
+    travels::<Collector>();
+    travels::<Harvest>();
+    travels::<Snapshot>();
+    travels::<Window>();
 }

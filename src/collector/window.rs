@@ -4,7 +4,7 @@
 //! folded row's truth still lies in `[requests - err, requests]`. Memory is limited: what a window keeps of an interval is cut
 //! to its heaviest rows, which raises the bounds and nothing else.
 
-use super::merge::{Share, settle_pairs};
+use super::merge::{Share, join_shares, settle_pairs};
 use super::snapshot::{Bounds, ClientRow, Counters, KeyRow, ServerRow, Snapshot};
 use crate::model::Endpoint;
 use foldhash::quality::RandomState;
@@ -16,7 +16,7 @@ use std::time::Duration;
 const SLOTS: u32 = 60;
 
 /// Rows of a kind that a window keeps in all of its slots together.
-const ROWS_KEPT: usize = 524_288;
+const ROWS_KEPT: usize = 131_072;
 
 /// Pairs that it keeps for each row.
 const PAIRS_PER_ROW: usize = 4;
@@ -38,16 +38,29 @@ impl Window {
         Window { length, slots: VecDeque::new(), rows_max: ROWS_KEPT }
     }
 
+    /// A window that keeps fewer rows.
+    #[cfg(test)]
+    pub(super) fn keeping(self, rows_max: usize) -> Window {
+        Window { rows_max, ..self }
+    }
+
     /// Takes an interval's snapshot and returns the window's that ends with it.
     pub fn fold(&mut self, snapshot: Snapshot) -> Snapshot {
+        let (newest_length, newest_partial) = (snapshot.length(), snapshot.partial);
         self.expire(&snapshot);
         self.push(snapshot);
         let parts: Vec<&Snapshot> = self.slots.iter().collect();
-        match parts.as_slice() {
+        let mut folded = match parts.as_slice() {
             [] => Snapshot::default(),
             [only] => (*only).clone(),
             parts => combine(parts),
-        }
+        };
+        folded.partial = newest_partial
+            || self.length.is_some_and(|length| {
+                // A window begins where a slot does, and that may be later than it should by less than a slot.
+                folded.length() + newest_length.max(length / SLOTS) <= length
+            });
+        folded
     }
 
     /// Forgets slots that began before the window does.
@@ -184,7 +197,6 @@ fn sums(parts: &[&Snapshot]) -> Snapshot {
     let mut sum = Snapshot::default();
     for part in parts {
         sum.totals.merge(&part.totals);
-        sum.partial |= part.partial;
         sum.loss.packets += part.loss.packets;
         sum.loss.ring_dropped += part.loss.ring_dropped;
         sum.loss.nic_dropped += part.loss.nic_dropped;
@@ -194,7 +206,7 @@ fn sums(parts: &[&Snapshot]) -> Snapshot {
         }
     }
     if let ([first, ..], [.., last]) = (parts, parts) {
-        (sum.start, sum.end) = (first.start, last.end);
+        (sum.start, sum.end, sum.partial) = (first.start, last.end, last.partial);
         (sum.target, sum.address) = (last.target.clone(), last.address.clone());
     }
     sum.latency = sum.totals.response_times.summary();
@@ -246,19 +258,22 @@ fn fold_keys(parts: &[&Snapshot], key_bounds: &[u64], pair_bounds: &[u64]) -> Ve
         }
         let requests = folded.counters.requests();
         let listed = folded.rows.iter().filter(|(_, row)| !row.truncated);
-        let shares = listed.flat_map(|&(number, row)| {
-            row.clients.iter().map(move |pair| Share {
-                client: pair.client,
-                requests: pair.requests,
-                err: pair.err,
-                covered: pair_bounds[number],
+        let mut shares: Vec<Share> = listed
+            .flat_map(|&(number, row)| {
+                row.clients.iter().map(move |pair| Share {
+                    client: pair.client,
+                    requests: pair.requests,
+                    err: pair.err,
+                    covered: pair_bounds[number],
+                })
             })
-        });
+            .collect();
+        join_shares(&mut shares);
         KeyRow {
             key: first.key.clone(),
             truncated: first.truncated,
             err: folded.err,
-            clients: settle_pairs(shares.collect(), requests, total),
+            clients: settle_pairs(shares, requests, total),
             counters: folded.counters,
         }
     };
