@@ -4,9 +4,10 @@
 //! settings in [`crate::config`]. From there, too, help shows each flag's variable, key and default.
 
 use crate::config::{
-    ColorChoice, Config, ConfigError, FlagValue, Loaded, LogFormat, LogLevel, Over, SETTINGS,
+    ColorChoice, Config, ConfigError, FlagValue, LoadLadder, Loaded, LogFormat, LogLevel, Over, SETTINGS,
 };
 use crate::report::{ClientView, Metric, OutputFormat, PrivacyMode};
+use crate::sandbox::SandboxMode;
 use clap::builder::PossibleValuesParser;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::OsString;
@@ -118,6 +119,17 @@ pub struct Options {
     #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, help_heading = "Capture")]
     #[arg(default_missing_value = "true")]
     pub promisc: Option<String>,
+    /// What to do when the ring loses packets: nothing, keep less while it does, or always keep less.
+    #[arg(long, value_name = "MODE", value_parser = PossibleValuesParser::new(LoadLadder::NAMES))]
+    #[arg(help_heading = "Capture")]
+    pub load_ladder: Option<String>,
+    /// Network namespace to listen in.
+    #[arg(long, value_name = "NAME|PID", help_heading = "Capture")]
+    pub netns: Option<String>,
+    /// What to do where the kernel cannot take away every privilege once the sockets are open.
+    #[arg(long, value_name = "MODE", value_parser = PossibleValuesParser::new(SandboxMode::NAMES))]
+    #[arg(help_heading = "Capture")]
+    pub sandbox: Option<String>,
 
     /// Length of an interval, or "all" for one report at the end.
     #[arg(short = 'w', long, value_name = "10s|all", help_heading = "Report")]
@@ -201,6 +213,9 @@ impl Options {
             one("capture.ring", "--ring-mb", &self.ring_mb),
             one("capture.response_snaplen", "--response-snaplen", &self.response_snaplen),
             one("capture.promiscuous", "--promisc", &self.promisc),
+            one("capture.load_ladder", "--load-ladder", &self.load_ladder),
+            one("capture.netns", "--netns", &self.netns),
+            one("capture.sandbox", "--sandbox", &self.sandbox),
             one("report.interval", "--interval", &self.interval),
             one("report.intervals", "--intervals", &self.intervals),
             one("report.top", "--top", &self.top),

@@ -30,7 +30,7 @@
 //! | [`collector`] | observations | snapshots | tables with a byte budget, harvest, merge, rankings |
 //! | [`report`] | snapshots | text | tables, JSON Lines, CSV, Markdown, findings, escaping, privacy |
 //! | [`pipeline`] | packets | observations | composes decode, reassembly and parser |
-//! | [`runtime`] | configuration | reports | threads, clock, signals, interfaces; `run`, `replay`, `doctor` |
+//! | [`runtime`] | configuration | reports | threads, clock, signals, interfaces that come and go; `run`, `replay`, `doctor` |
 //! | [`sandbox`] | options | | giving up user, capabilities, files and system calls once the rings are open |
 //! | [`config`], [`cli`] | operator | `Config` | every default, every flag |
 //!
@@ -46,6 +46,12 @@
 //! a request becomes one [`parser::Observation`], which the collector adds to the target's tables. When an interval closes,
 //! the worker copies the rows that a report could need into a recycled buffer and hands it to the reporter thread, which
 //! merges the workers into a [`collector::snapshot::Snapshot`] and writes it.
+//!
+//! # What can go wrong, and what then
+//!
+//! The ring is full: counted, and by the load ladder ([`capture::ladder`]) less is kept. An interface is deleted: a thread that listens
+//! to the kernel opens rings on its successor, on sockets that were opened while that was allowed. A worker panics: its block goes
+//! back, its pipeline is made anew, its tables stay. The reporter is late: the interval is lengthened, and its times say so.
 //!
 //! # To add …
 //!

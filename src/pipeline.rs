@@ -40,7 +40,7 @@ impl TargetMatch {
 }
 
 /// Which target an endpoint is a server of. The most specific network wins; among equals the first.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct TargetMap {
     targets: Vec<TargetMatch>,
     /// A bit per port that some target has: turns away foreign packets before any lookup.
@@ -282,6 +282,17 @@ impl Pipeline {
         let mut forward = to_parser(transactions, parser_anomalies, emit);
         self.flows.close_all(tallies, &mut forward);
         self.datagrams.close_all(tallies, &mut forward);
+    }
+
+    /// Goes on with the counts of another that failed, and with nothing else of it.
+    pub fn take_over_counts(&mut self, failed: Pipeline) {
+        for (mine, theirs) in self.stage.tallies.iter_mut().zip(&failed.stage.tallies) {
+            mine.merge(theirs);
+        }
+        for (mine, theirs) in self.stage.parser_anomalies.iter_mut().zip(&failed.stage.parser_anomalies) {
+            mine.merge(theirs);
+        }
+        self.stage.capture.merge(&failed.stage.capture);
     }
 
     /// What was counted for a target since the last call.

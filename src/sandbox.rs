@@ -38,12 +38,15 @@ pub enum SandboxMode {
 }
 
 impl SandboxMode {
-    /// Every mode with its name, as the operator writes it.
-    pub const NAMES: [(&'static str, SandboxMode); 3] = [
-        ("strict", SandboxMode::Strict),
-        ("best-effort", SandboxMode::BestEffort),
-        ("off", SandboxMode::Off),
-    ];
+    /// Names, as the operator writes them.
+    pub const NAMES: [&'static str; 3] = ["strict", "best-effort", "off"];
+
+    /// The one of that name.
+    pub fn from_name(name: &str) -> Option<SandboxMode> {
+        [SandboxMode::Strict, SandboxMode::BestEffort, SandboxMode::Off]
+            .into_iter()
+            .find(|mode| mode.name() == name)
+    }
 
     /// As the operator writes it.
     pub fn name(self) -> &'static str {
@@ -304,8 +307,8 @@ mod tests {
 
     #[test]
     fn modes_have_names() {
-        for (name, mode) in SandboxMode::NAMES {
-            assert_eq!(mode.name(), name);
+        for name in SandboxMode::NAMES {
+            assert_eq!(SandboxMode::from_name(name).map(SandboxMode::name), Some(name));
         }
     }
 }

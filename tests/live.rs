@@ -1,166 +1,24 @@
 //! The main job, end to end: a real memcached in a network namespace, a real client, `memtap run` on the server's interface, and
 //! memcached's own counters to compare with.
 //!
-//! Needs root, memcached and python3-pymemcache (`./check` installs them); a test that cannot run says so and fails.
 //! `MEMTAP_TEST_LIVE_SECONDS` lengthens the load.
 
 #[path = "support/netns.rs"]
 mod netns;
+#[path = "support/session.rs"]
+mod session;
 mod support;
 
-use netns::{CLIENT, Pair, SERVER};
+use netns::{CLIENT, Pair};
 use serde_json::Value;
+use session::{Memcached, Memtap, command, load, only_line};
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use support::figure;
-
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// A program that is ended with the test, by its id.
-struct Running(Child);
-
-impl Running {
-    fn interrupt(&self, signal: &str) {
-        let sent = Command::new("kill").args([signal, &self.0.id().to_string()]).status().expect("kill runs");
-        assert!(sent.success());
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Already gone is fine.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-struct Memcached {
-    _process: Running,
-}
-
-impl Memcached {
-    /// On the pair's server side and on its loopback, which serves as the control connection that no capture sees.
-    fn start(pair: &Pair, arguments: &[&str]) -> Memcached {
-        let listen = format!("{SERVER},127.0.0.1");
-        let child = pair
-            .server
-            .command("memcached")
-            .args(["-u", "nobody", "-l", &listen, "-p", "11211", "-U", "11211", "-D", "~", "-t", "2"])
-            .args(arguments)
-            .stderr(Stdio::inherit())
-            .spawn()
-            .expect("live tests need memcached");
-        let deadline = Instant::now() + PATIENCE;
-        while pair.server.run(|| TcpStream::connect("127.0.0.1:11211").is_err()) {
-            assert!(Instant::now() < deadline, "memcached does not answer");
-            thread::sleep(Duration::from_millis(20));
-        }
-        Memcached { _process: Running(child) }
-    }
-
-    /// Sends one command over loopback and reads up to the line that ends its answer.
-    fn ask(&self, pair: &Pair, command: &str) -> Vec<String> {
-        pair.server.run(|| {
-            let mut stream = TcpStream::connect("127.0.0.1:11211").expect("memcached answers");
-            stream.write_all(format!("{command}\r\n").as_bytes()).expect("memcached reads");
-            let lines = BufReader::new(stream).lines().map(|line| line.expect("memcached answers in text"));
-            lines.take_while(|line| line != "END" && line != "OK").collect()
-        })
-    }
-
-    fn stats(&self, pair: &Pair) -> BTreeMap<String, i64> {
-        let lines = self.ask(pair, "stats");
-        let pairs = lines.iter().filter_map(|line| line.strip_prefix("STAT ")?.split_once(' '));
-        pairs.filter_map(|(name, value)| Some((name.to_string(), value.parse().ok()?))).collect()
-    }
-
-    /// get/hit/set/del by key without its final `~`.
-    fn details(&self, pair: &Pair) -> BTreeMap<String, [i64; 4]> {
-        let lines = self.ask(pair, "stats detail dump");
-        lines
-            .iter()
-            .filter_map(|line| {
-                let words: Vec<&str> = line.strip_prefix("PREFIX ")?.split(' ').collect();
-                let [key, "get", get, "hit", hit, "set", set, "del", del] = words[..] else { return None };
-                let numbers = [get, hit, set, del].map(|number| number.parse().expect("a count"));
-                Some((key.to_string(), numbers))
-            })
-            .collect()
-    }
-}
-
-/// `memtap run` on an interface of the server's namespace, once it says that it captures.
-struct Memtap {
-    process: Running,
-    said: mpsc::Receiver<String>,
-}
-
-impl Memtap {
-    fn start(pair: &Pair, arguments: &[&str]) -> Memtap {
-        let mut command = pair.server.command(env!("CARGO_BIN_EXE_memtap"));
-        command.arg("run").args(arguments).env("NO_COLOR", "1");
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("memtap starts");
-        let stderr = BufReader::new(child.stderr.take().expect("stderr is piped"));
-        let (sender, said) = mpsc::channel();
-        thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        let memtap = Memtap { process: Running(child), said };
-        memtap.wait_for("capturing on");
-        memtap
-    }
-
-    fn wait_for(&self, text: &str) -> String {
-        let deadline = Instant::now() + PATIENCE;
-        let mut heard = Vec::new();
-        while let Ok(line) = self.said.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            if line.contains(text) {
-                return line;
-            }
-            heard.push(line);
-        }
-        panic!("memtap never said {text:?}, but {heard:#?}");
-    }
-
-    /// Asks it to stop and reads what it printed.
-    fn stop(mut self) -> (ExitStatus, String) {
-        self.process.interrupt("-INT");
-        let mut text = String::new();
-        let stdout = self.process.0.stdout.as_mut().expect("stdout is piped");
-        stdout.read_to_string(&mut text).expect("the report is UTF-8");
-        (self.process.0.wait().expect("memtap ends"), text)
-    }
-}
-
-fn load(pair: &Pair, arguments: &[&str]) -> Value {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/load.py");
-    let output = pair
-        .client
-        .command("/usr/bin/python3")
-        .args([script, &format!("{SERVER}:11211"), "--suffix", "~"])
-        .args(arguments)
-        .stderr(Stdio::inherit())
-        .output()
-        .expect("live tests need python3");
-    assert!(output.status.success(), "the load client failed; live tests need python3-pymemcache");
-    serde_json::from_slice(&output.stdout).expect("the load client prints JSON")
-}
 
 fn seconds() -> String {
     std::env::var("MEMTAP_TEST_LIVE_SECONDS").unwrap_or_else(|_| "4".into())
-}
-
-fn only_line(text: &str) -> Value {
-    let lines: Vec<&str> = text.lines().collect();
-    assert_eq!(lines.len(), 1, "one interval, one target: {text}");
-    serde_json::from_str(lines[0]).expect("a line is a JSON object")
-}
-
-fn command(report: &Value, names: &[&str], outcome: &str) -> i64 {
-    names.iter().map(|name| figure(report, &["commands", name, outcome])).sum()
 }
 
 #[test]
@@ -263,7 +121,7 @@ fn an_interface_that_goes_and_comes_is_captured_again() {
     pair.server.ip("link del veth0");
     memtap.wait_for("gone");
     pair.link();
-    memtap.wait_for("is back");
+    memtap.wait_for("capturing on veth0");
     load(&pair, &["--seconds", "0.5", "--sources", CLIENT]);
     let stats = server.stats(&pair);
     let (status, text) = memtap.stop();

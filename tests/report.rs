@@ -2,8 +2,8 @@
 
 use memtap::anomaly::Anomaly;
 use memtap::collector::snapshot::{
-    Bounds, ClientRow, CommandOutcomes, Counters, KeyRow, LatencySummary, Loss, PairRow, ServerRow, Snapshot,
-    Totals,
+    Bounds, CaptureHealth, ClientRow, CommandOutcomes, Counters, KeyRow, LatencySummary, Loss, PairRow,
+    ServerRow, Snapshot, Totals,
 };
 use memtap::model::{Command, Endpoint, Outcome, Timestamp, Transport};
 use memtap::report::{
@@ -142,6 +142,7 @@ fn snapshot() -> Snapshot {
             client_row(client(43, 40_000), counters(60_000, 59_000, 0), b"weird \x1b[2J|`<b>\\=1", 60_000),
         ],
         servers: Vec::new(),
+        health: CaptureHealth::default(),
         packets_by_direction: [640_000, 641_000],
     }
 }

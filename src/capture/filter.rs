@@ -27,6 +27,9 @@ pub use assembler::{INSTRUCTIONS_MAX, ProgramTooLong};
 /// The whole packet.
 pub const SNAPLEN_FULL: u32 = u32::MAX;
 
+/// Nothing of the packet: a direction that is not wanted at all.
+pub const SNAPLEN_NONE: u32 = 0;
+
 /// Shortest snap length: Ethernet (14), two VLAN tags (8), IPv6 (40) and the longest TCP header (60) stay whole.
 pub const SNAPLEN_MIN: u32 = 128;
 
@@ -90,7 +93,7 @@ pub struct FilterSpec {
     pub udp: bool,
     /// Bytes to keep of a packet to a server, from the link header on; at least [`SNAPLEN_MIN`].
     pub request_snaplen: u32,
-    /// Bytes to keep of a packet from a server; at least [`SNAPLEN_MIN`]. IP fragments after the first tell no port and keep
+    /// Bytes to keep of a packet from a server; at least [`SNAPLEN_MIN`], or [`SNAPLEN_NONE`] to refuse it. IP fragments after the first tell no port and keep
     /// the greater of the two.
     pub response_snaplen: u32,
     /// Which of the copies that this host sends to refuse.
@@ -168,6 +171,11 @@ impl FilterForm {
             FilterForm::TransportOnly => "all TCP and UDP",
         }
     }
+}
+
+/// Nothing, or all headers at least. (Requests cannot be refused: a wider form may take for one what is a response.)
+fn at_least_headers(snaplen: u32) -> u32 {
+    if snaplen == SNAPLEN_NONE { SNAPLEN_NONE } else { snaplen.max(SNAPLEN_MIN) }
 }
 
 /// The program that refuses everything: what a socket carries until it has its real filter.
@@ -249,7 +257,7 @@ impl Generator {
             udp: spec.udp || spec.tunnels,
             tunnels: spec.tunnels,
             request_snaplen: spec.request_snaplen.max(SNAPLEN_MIN),
-            response_snaplen: spec.response_snaplen.max(SNAPLEN_MIN),
+            response_snaplen: at_least_headers(spec.response_snaplen),
         };
         generator.emit_outgoing(spec.outgoing);
         generator.emit_link(spec.link);

@@ -8,6 +8,7 @@ mod netlink;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use super::filter::{FilterLink, OutgoingPolicy};
 use super::socket::SocketError;
@@ -166,6 +167,23 @@ pub fn enumerate() -> Result<Vec<Interface>, InterfaceError> {
     })?;
     interfaces.sort_by_key(|interface| interface.index);
     Ok(interfaces)
+}
+
+/// Tells when links or addresses of the network namespace change.
+pub struct LinkWatch(Netlink);
+
+impl LinkWatch {
+    /// Changes count from now on.
+    pub fn open() -> Result<LinkWatch, InterfaceError> {
+        let groups = libc::RTMGRP_LINK | libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR;
+        Ok(LinkWatch(Netlink::subscribe(groups.cast_unsigned())?))
+    }
+
+    /// Waits for changes, at most so long; says whether there were any. When the kernel had more to tell than fits its queue,
+    /// there were.
+    pub fn wait(&mut self, timeout: Duration) -> Result<bool, InterfaceError> {
+        self.0.wait(timeout)
+    }
 }
 
 /// The way that packets to an address would take.

@@ -11,6 +11,7 @@ pub mod decode;
 pub mod filter;
 mod fragment;
 pub mod interface;
+pub mod ladder;
 pub mod pcap;
 pub mod ring;
 pub mod socket;

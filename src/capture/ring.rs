@@ -408,7 +408,13 @@ impl Ring {
             None => RingState::Gone,
             Some(0) => RingState::Running,
             Some(index) if error.is_some() || self.state != RingState::Running => {
-                if self.socket.interface_is_up(index)? { RingState::Running } else { RingState::Down }
+                match self.socket.interface_is_up(index) {
+                    Ok(true) => RingState::Running,
+                    Ok(false) => RingState::Down,
+                    // It was deleted between the two questions.
+                    Err(error) if error.errno() == Some(libc::ENODEV) => RingState::Gone,
+                    Err(error) => return Err(error.into()),
+                }
             }
             Some(_) => RingState::Running,
         };
@@ -520,6 +526,11 @@ impl Block<'_> {
         // until `return_block`, which only our drop calls, after every borrow of `self`. The bytes are within the mapping, which
         // is zeroed memory at first, and the word that others may write is not among them.
         unsafe { std::slice::from_raw_parts(start.add(BLOCK_PREFIX_BYTES), length) }
+    }
+
+    /// Number of packets, as the kernel says.
+    pub fn packets(&self) -> u32 {
+        BlockHeader::read(self.bytes()).map_or(0, |header| header.packets)
     }
 
     /// Lends each packet to `emit`, in the order of their capture.

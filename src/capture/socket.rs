@@ -351,3 +351,15 @@ pub fn open_route_netlink() -> Result<File, SocketError> {
     // SAFETY: the descriptor was opened just now and nobody else knows it.
     Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
 }
+
+/// Lets the kernel tell a netlink socket of changes; `groups` is a set of `RTMGRP_…`.
+pub fn join_netlink_groups(socket: &File, groups: u32) -> Result<(), SocketError> {
+    // SAFETY: the structure consists of numbers, for which zero is a value.
+    let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
+    address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
+    address.nl_groups = groups;
+    let length = size_of::<libc::sockaddr_nl>() as socklen_t;
+    // SAFETY: the pointer is to a live address of that length.
+    let returned = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
+    check(returned, "bind(AF_NETLINK)").map(drop)
+}

@@ -4,6 +4,7 @@
 
 use super::latency::ResponseTimes;
 use crate::anomaly::AnomalyCounts;
+use crate::capture::ladder::Rung;
 use crate::model::{Command, CommandClass, Endpoint, Outcome, Timestamp};
 use crate::parser::Observation;
 use std::time::Duration;
@@ -251,8 +252,40 @@ pub struct Loss {
     pub ring_dropped: u64,
     /// Packets that the network card dropped, of the whole capture.
     pub nic_dropped: u64,
+    /// Packets that a worker had taken but not parsed when it failed, of the whole capture.
+    pub worker_lost: u64,
     /// Everything else, of this target.
     pub anomalies: AnomalyCounts,
+}
+
+/// How the capture fared over the interval. Of the whole capture, not of one target.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CaptureHealth {
+    /// Most blocks of a ring that waited to be read at once: the best early warning of drops.
+    pub ring_blocks_peak: u32,
+    /// Blocks of that ring; 0 when packets came from a recording.
+    pub ring_blocks: u32,
+    /// Times that a ring was found full.
+    pub freezes: u64,
+    /// Times that a worker failed and began anew, having forgotten its connections.
+    pub worker_restarts: u64,
+    /// The lowest rung of the load ladder that was in force.
+    pub rung: Rung,
+}
+
+impl CaptureHealth {
+    /// Takes another worker's or another interval's in.
+    pub fn merge(&mut self, other: &CaptureHealth) {
+        let share = |health: &CaptureHealth| {
+            (u64::from(health.ring_blocks_peak) << 32) / u64::from(health.ring_blocks.max(1))
+        };
+        if (share(other), other.ring_blocks) > (share(self), self.ring_blocks) {
+            (self.ring_blocks_peak, self.ring_blocks) = (other.ring_blocks_peak, other.ring_blocks);
+        }
+        self.freezes += other.freezes;
+        self.worker_restarts += other.worker_restarts;
+        self.rung = self.rung.max(other.rung);
+    }
 }
 
 /// What a key or client that is not listed can have had at most.
@@ -293,6 +326,8 @@ pub struct Snapshot {
     pub keys_seen: u64,
     /// What could be missing.
     pub loss: Loss,
+    /// How the capture fared.
+    pub health: CaptureHealth,
     /// Bounds for what is not listed.
     pub bounds: Bounds,
     /// Keys held: all of them, or at least those that any ranking could list.

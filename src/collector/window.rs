@@ -200,6 +200,8 @@ fn sums(parts: &[&Snapshot]) -> Snapshot {
         sum.loss.packets += part.loss.packets;
         sum.loss.ring_dropped += part.loss.ring_dropped;
         sum.loss.nic_dropped += part.loss.nic_dropped;
+        sum.loss.worker_lost += part.loss.worker_lost;
+        sum.health.merge(&part.health);
         sum.loss.anomalies.merge(&part.loss.anomalies);
         for (packets, more) in sum.packets_by_direction.iter_mut().zip(part.packets_by_direction) {
             *packets += more;

@@ -16,7 +16,9 @@ pub use error::{ConfigError, Origin, Place, Problem, Spot};
 pub use setting::{SETTINGS, Setting, setting};
 pub use target::{BUDGET_BYTES_DEFAULT, BUDGET_BYTES_MIN, PORT_DEFAULT, TargetConfig};
 
+use crate::capture::ladder::Rung;
 use crate::report::{ClientView, Filter, Metric, OutputFormat, Privacy, PrivacyMode, ReportOptions, choices};
+use crate::sandbox::SandboxMode;
 use setting::{RING_BLOCK_BYTES, Refusal, Value};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -66,8 +68,14 @@ pub struct CaptureConfig {
     pub promiscuous: bool,
     /// How much of each response packet to keep.
     pub response_snaplen: Snaplen,
+    /// When to keep less of the traffic so as not to lose it at random.
+    pub load_ladder: LoadLadder,
+    /// The network namespace to listen in: a name of /run/netns, or the number of a process; nothing for our own.
+    pub netns: Option<String>,
     /// The user to become once the sockets are open.
     pub user: Option<String>,
+    /// How much to insist on giving up everything else.
+    pub sandbox: SandboxMode,
 }
 
 impl Default for CaptureConfig {
@@ -78,7 +86,10 @@ impl Default for CaptureConfig {
             workers: 1,
             promiscuous: false,
             response_snaplen: Snaplen::Full,
+            load_ladder: LoadLadder::Off,
+            netns: None,
             user: None,
+            sandbox: SandboxMode::BestEffort,
         }
     }
 }
@@ -115,6 +126,44 @@ pub enum Snaplen {
     Full,
     /// The first bytes.
     Bytes(u32),
+}
+
+/// When to keep less of the traffic so as not to lose it at random.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LoadLadder {
+    /// Never: what the ring cannot hold is lost.
+    #[default]
+    Off,
+    /// While the ring loses packets, one rung after the other; and back.
+    Auto,
+    /// Always at this rung.
+    Fixed(Rung),
+}
+
+impl LoadLadder {
+    /// Names, as written.
+    pub const NAMES: [&'static str; 4] = ["off", "auto", "heads", "requests"];
+
+    /// The one of that name.
+    pub fn from_name(name: &str) -> Option<LoadLadder> {
+        Some(match name {
+            "off" => LoadLadder::Off,
+            "auto" => LoadLadder::Auto,
+            "heads" => LoadLadder::Fixed(Rung::Heads),
+            "requests" => LoadLadder::Fixed(Rung::Requests),
+            _ => return None,
+        })
+    }
+
+    /// As written.
+    pub fn name(self) -> &'static str {
+        match self {
+            LoadLadder::Off | LoadLadder::Fixed(Rung::Full) => "off",
+            LoadLadder::Auto => "auto",
+            LoadLadder::Fixed(Rung::Heads) => "heads",
+            LoadLadder::Fixed(Rung::Requests) => "requests",
+        }
+    }
 }
 
 /// Section `[report]`.

@@ -5,8 +5,11 @@
 
 use super::error::nearest;
 use super::target::{self, TargetConfig};
-use super::{ColorChoice, Config, Interfaces, Interval, LogFormat, LogLevel, Over, Secret, Snaplen, units};
+use super::{
+    ColorChoice, Config, Interfaces, Interval, LoadLadder, LogFormat, LogLevel, Over, Secret, Snaplen, units,
+};
 use crate::report::{ClientView, Metric, OutputFormat, PrivacyMode, escape_name};
+use crate::sandbox::SandboxMode;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -220,12 +223,40 @@ pub const SETTINGS: &[Setting] = &[
         },
     },
     Setting {
+        key: "capture.load_ladder",
+        flag: Some("load-ladder"),
+        environment: Some("MEMTAP_LOAD_LADDER"),
+        takes: Takes::Text,
+        apply: |config, value| {
+            set(&mut config.capture.load_ladder, value.choice(&LoadLadder::NAMES, LoadLadder::from_name))
+        },
+        show: |config| Some(quoted(config.capture.load_ladder.name())),
+    },
+    Setting {
+        key: "capture.netns",
+        flag: Some("netns"),
+        environment: Some("MEMTAP_NETNS"),
+        takes: Takes::Text,
+        apply: |config, value| set(&mut config.capture.netns, netns(value)),
+        show: |config| Some(quoted(config.capture.netns.as_deref().unwrap_or_default())),
+    },
+    Setting {
         key: "capture.user",
         flag: None,
         environment: Some("MEMTAP_USER"),
         takes: Takes::Text,
         apply: |config, value| set(&mut config.capture.user, Ok(optional(value))),
         show: |config| Some(quoted(config.capture.user.as_deref().unwrap_or_default())),
+    },
+    Setting {
+        key: "capture.sandbox",
+        flag: Some("sandbox"),
+        environment: Some("MEMTAP_SANDBOX"),
+        takes: Takes::Text,
+        apply: |config, value| {
+            set(&mut config.capture.sandbox, value.choice(&SandboxMode::NAMES, SandboxMode::from_name))
+        },
+        show: |config| Some(quoted(config.capture.sandbox.name())),
     },
     Setting {
         key: "target",
@@ -502,6 +533,14 @@ pub(super) fn quoted(text: impl AsRef<str>) -> String {
 pub(super) fn quoted_list(items: impl IntoIterator<Item = impl AsRef<str>>) -> String {
     let items: Vec<String> = items.into_iter().map(quoted).collect();
     format!("[{}]", items.join(", "))
+}
+
+/// A namespace of /run/netns, or the number of a process.
+fn netns(value: &Value) -> Result<Option<String>, Refusal> {
+    const ALLOWED: &str = "allowed: a name of `ip netns list`, or the number of a process";
+    let Some(name) = optional(value) else { return Ok(None) };
+    let is_file = name.len() <= 255 && name != "." && name != ".." && !name.contains(['/', '\0']);
+    if is_file { Ok(Some(name)) } else { refuse(value, "is not a network namespace", ALLOWED) }
 }
 
 /// A name that the operator wrote, safe to print.

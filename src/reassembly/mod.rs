@@ -117,6 +117,18 @@ pub struct TargetTally {
     pub payload_packets: [u64; 2],
 }
 
+impl TargetTally {
+    /// Adds another table's.
+    pub fn merge(&mut self, other: &TargetTally) {
+        self.anomalies.merge(&other.anomalies);
+        for direction in 0..2 {
+            self.payload_bytes[direction] += other.payload_bytes[direction];
+            self.packets[direction] += other.packets[direction];
+            self.payload_packets[direction] += other.payload_packets[direction];
+        }
+    }
+}
+
 #[cfg(test)]
 mod datagram_tests;
 #[cfg(test)]

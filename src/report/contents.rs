@@ -123,7 +123,8 @@ pub(crate) fn loss_share(snapshot: &Snapshot) -> (u64, u64) {
     let gap_bytes = snapshot.loss.anomalies.of(Anomaly::GapBytes);
     let payload = counters.bytes_in.saturating_add(counters.bytes_out);
     let gaps = (gap_bytes, payload.saturating_add(gap_bytes));
-    let dropped = snapshot.loss.ring_dropped.saturating_add(snapshot.loss.nic_dropped);
+    let loss = &snapshot.loss;
+    let dropped = loss.ring_dropped.saturating_add(loss.nic_dropped).saturating_add(loss.worker_lost);
     let drops = (dropped, snapshot.loss.packets.saturating_add(dropped));
     if ratio(drops) > ratio(gaps) { drops } else { gaps }
 }

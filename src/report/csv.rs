@@ -134,7 +134,11 @@ impl<W: Write> Lines<W> {
 
     fn write_loss(&mut self, contents: &Contents<'_>) -> io::Result<()> {
         let loss = &contents.snapshot.loss;
-        let drops = [("ring_dropped", loss.ring_dropped), ("nic_dropped", loss.nic_dropped)];
+        let drops = [
+            ("ring_dropped", loss.ring_dropped),
+            ("nic_dropped", loss.nic_dropped),
+            ("worker_lost", loss.worker_lost),
+        ];
         let anomalies = loss.anomalies.iter().map(|(anomaly, count)| (anomaly.name(), count));
         for (rank, (cause, count)) in (1..).zip(drops.into_iter().chain(anomalies)) {
             self.write(&Item {

@@ -4,6 +4,7 @@ use super::contents::{Contents, loss_share, ratio};
 use super::escape::{escape, shorten};
 use super::units;
 use crate::anomaly::Anomaly;
+use crate::capture::ladder::Rung;
 use crate::model::Outcome;
 
 /// What stands out.
@@ -44,6 +45,9 @@ const RULES: &[Rule] = &[
     no_requests,
     one_direction,
     capture_loss,
+    kept_less,
+    worker_restarts,
+    ring_nearly_full,
     tls,
     unknown_protocol,
     hot_key_share,
@@ -121,6 +125,40 @@ fn capture_loss(contents: &Contents<'_>, findings: &mut Vec<Finding>) {
         };
         let text = format!("{}% of the traffic was lost: {advice}", units::percent(lost, whole, 2));
         findings.push(Finding { id: "capture-loss", text });
+    }
+}
+
+fn kept_less(contents: &Contents<'_>, findings: &mut Vec<Finding>) {
+    let rung = contents.snapshot.health.rung;
+    if rung != Rung::Full {
+        let text = format!("the load ladder kept {} only: {}", rung.name(), rung.cost());
+        findings.push(Finding { id: "load-ladder", text });
+    }
+}
+
+fn worker_restarts(contents: &Contents<'_>, findings: &mut Vec<Finding>) {
+    let restarts = contents.snapshot.health.worker_restarts;
+    if restarts > 0 {
+        let text = format!(
+            "a worker failed and began anew, {} times, {} packets lost: please report this as a bug",
+            units::count(restarts),
+            units::count(contents.snapshot.loss.worker_lost)
+        );
+        findings.push(Finding { id: "worker-restart", text });
+    }
+}
+
+fn ring_nearly_full(contents: &Contents<'_>, findings: &mut Vec<Finding>) {
+    /// From here on a little more load means loss.
+    const FILL_MAX: f64 = 0.75;
+    let health = &contents.snapshot.health;
+    let fill = (u64::from(health.ring_blocks_peak), u64::from(health.ring_blocks));
+    if contents.snapshot.loss.ring_dropped == 0 && ratio(fill) > FILL_MAX {
+        let text = format!(
+            "the ring was {}% full: a bigger one (--ring-mb) keeps what comes while memtap has no turn",
+            units::percent(fill.0, fill.1, 0)
+        );
+        findings.push(Finding { id: "ring-nearly-full", text });
     }
 }
 

@@ -5,7 +5,9 @@ use super::escape::escape;
 use super::groups::Tally;
 use super::units;
 use crate::anomaly::Anomaly;
-use crate::collector::snapshot::{ClientRow, Counters, KeyRow, LatencySummary, PairRow, ServerRow, Snapshot};
+use crate::collector::snapshot::{
+    CaptureHealth, ClientRow, Counters, KeyRow, LatencySummary, PairRow, ServerRow, Snapshot,
+};
 use crate::model::{Command, Endpoint, Outcome};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -65,6 +67,7 @@ fn interval<'a>(contents: &'a Contents<'a>) -> impl Serialize + 'a {
         shapes: rows(&contents.shapes, TallyJson::new),
         command_latency_us: CommandLatencyJson(snapshot),
         leases: LeasesJson::new(snapshot),
+        capture: CaptureJson::new(&snapshot.health),
     }
 }
 
@@ -102,6 +105,28 @@ struct IntervalJson<'a, K, C, M, S, G, H> {
     shapes: H,
     command_latency_us: CommandLatencyJson<'a>,
     leases: LeasesJson,
+    capture: CaptureJson,
+}
+
+#[derive(Serialize)]
+struct CaptureJson {
+    detail: &'static str,
+    ring_blocks_peak: u32,
+    ring_blocks: u32,
+    freezes: u64,
+    worker_restarts: u64,
+}
+
+impl CaptureJson {
+    fn new(health: &CaptureHealth) -> CaptureJson {
+        CaptureJson {
+            detail: health.rung.name(),
+            ring_blocks_peak: health.ring_blocks_peak,
+            ring_blocks: health.ring_blocks,
+            freezes: health.freezes,
+            worker_restarts: health.worker_restarts,
+        }
+    }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
@@ -236,6 +261,7 @@ impl Serialize for LossJson<'_> {
         for anomaly in LossJson::CONTRACT {
             map.serialize_entry(anomaly.name(), &loss.anomalies.of(anomaly))?;
         }
+        map.serialize_entry("worker_lost", &loss.worker_lost)?;
         for (anomaly, count) in
             loss.anomalies.iter().filter(|(anomaly, _)| !LossJson::CONTRACT.contains(anomaly))
         {

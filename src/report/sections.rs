@@ -6,7 +6,7 @@ use super::escape::{escape, escape_name};
 use super::groups::Tally;
 use super::json::client_text;
 use super::units;
-use crate::collector::snapshot::{ClientRow, KeyRow, LatencySummary, ServerRow, Snapshot};
+use crate::collector::snapshot::{CaptureHealth, ClientRow, KeyRow, LatencySummary, ServerRow, Snapshot};
 use crate::model::{Command, Outcome};
 use std::time::Duration;
 
@@ -350,6 +350,7 @@ fn totals<'a>(contents: &'a Contents<'a>) -> Section<'a> {
         ("leases", lease_items(snapshot)),
         ("bounds", bound_items(snapshot)),
         ("loss", loss_items(snapshot)),
+        ("capture", capture_items(&snapshot.health)),
         ("noted", noted_items(snapshot)),
     ];
     rows.retain(|(_, items)| !items.is_empty());
@@ -427,7 +428,11 @@ fn bound_items(snapshot: &Snapshot) -> Vec<String> {
 /// Every cause apart; "none" says that somebody looked.
 fn loss_items(snapshot: &Snapshot) -> Vec<String> {
     let loss = &snapshot.loss;
-    let drops = [("ring_dropped", loss.ring_dropped), ("nic_dropped", loss.nic_dropped)];
+    let drops = [
+        ("ring_dropped", loss.ring_dropped),
+        ("nic_dropped", loss.nic_dropped),
+        ("worker_lost", loss.worker_lost),
+    ];
     let anomalies = loss.anomalies.iter().filter(|(anomaly, _)| is_loss(*anomaly));
     let causes = drops.into_iter().chain(anomalies.map(|(anomaly, count)| (anomaly.name(), count)));
     let mut items: Vec<String> = causes
@@ -438,6 +443,23 @@ fn loss_items(snapshot: &Snapshot) -> Vec<String> {
         items.push("none".to_string());
     }
     items.push(format!("packets {}", units::count(loss.packets)));
+    items
+}
+
+/// How full the ring was, and what it came to; nothing for a recording.
+fn capture_items(health: &CaptureHealth) -> Vec<String> {
+    if health.ring_blocks == 0 {
+        return Vec::new();
+    }
+    let mut items = vec![
+        format!("kept {}", health.rung.name()),
+        format!("ring peak {} of {} blocks", health.ring_blocks_peak, health.ring_blocks),
+    ];
+    for (name, count) in [("freezes", health.freezes), ("worker restarts", health.worker_restarts)] {
+        if count > 0 {
+            items.push(format!("{name} {}", units::count(count)));
+        }
+    }
     items
 }
 

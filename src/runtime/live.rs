@@ -2,42 +2,35 @@
 
 use crate::capture::filter::FilterSpec;
 use crate::capture::interface::{self, Choice, Interface, InterfaceRequest};
-use crate::capture::ring::{self, Ring, RingError, RingOptions, RingShape, RingState, ring_byte_rate};
+use crate::capture::ring::{RINGS_PER_WORKER_MAX, Ring, RingError, RingOptions, RingShape, ring_byte_rate};
 use crate::cli::{Exit, Options};
 use crate::collector::{Collector, Harvest};
-use crate::config::{CaptureConfig, Config, Snaplen};
-use crate::model::Timestamp;
+use crate::config::{CaptureConfig, Config, LoadLadder, Snaplen};
 use crate::network::Network;
-use crate::pipeline::Pipeline;
+use crate::runtime::capture::{Arrival, Capture, CaptureChannels, now};
 use crate::runtime::clock::IntervalClock;
 use crate::runtime::failure::Failure;
-use crate::runtime::message::CaptureFigures;
+use crate::runtime::interfaces::InterfaceWatch;
 use crate::runtime::replay::BUFFERS_PER_WORKER;
 use crate::runtime::reporter::{Reload, ReporterThread};
 use crate::runtime::signals::Requests;
 use crate::runtime::worker::{WhenLate, Worker, WorkerChannels};
-use crate::runtime::{collector_options, harvest, interval_length, load, pipeline_limits, target_map};
-use crate::sandbox::{self, SandboxMode, SandboxOptions};
+use crate::runtime::{collector_options, fault, harvest, interval_length, load, namespace, new_pipeline};
+use crate::sandbox::{self, SandboxOptions};
 use std::net::IpAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Longest sleep of a worker without packets: ten wake-ups a second cost 0.1 % of a core and bound the time to stop.
-const WAIT_MAX: Duration = Duration::from_millis(100);
-
-/// A block waits up to its retire timeout (60 ms) before we see its packets; time passes for an idle worker only this much later,
-/// so that packets on their way still find their interval open.
-const GRACE: Duration = Duration::from_millis(250);
-
-/// Kernel counters are 32 bits wide and tell of drops: they are read this often.
-const STATISTICS_EVERY: Duration = Duration::from_secs(1);
-
-/// How long all interfaces may be gone before the program gives up.
-const GONE_MAX: Duration = Duration::from_secs(10);
+/// Rings that may be on their way to a worker.
+const ARRIVALS: usize = RINGS_PER_WORKER_MAX;
 
 /// Captures live and reports every interval, until stopped.
 pub fn run(options: &Options) -> Result<(), Failure> {
     let config = load(options)?;
+    fault::hide_panic_texts();
+    if let Some(netns) = &config.capture.netns {
+        namespace::enter(netns)?;
+    }
     let choice = choose_interfaces(&config)?;
     for address in &choice.unrouted {
         tracing::warn!("no route to target {address}: no interface was chosen for it");
@@ -47,7 +40,9 @@ pub fn run(options: &Options) -> Result<(), Failure> {
 
     let workers = rings_by_worker.len();
     let (report_sender, reports) = crossbeam_channel::bounded(BUFFERS_PER_WORKER * workers);
+    let (departure_sender, departures) = crossbeam_channel::bounded(ARRIVALS * workers);
     let mut buffer_senders = Vec::with_capacity(workers);
+    let mut arrival_senders = Vec::with_capacity(workers);
     let mut captures = Vec::with_capacity(workers);
     for (index, rings) in rings_by_worker.into_iter().enumerate() {
         let (buffer_sender, buffers) = crossbeam_channel::bounded(BUFFERS_PER_WORKER);
@@ -57,44 +52,68 @@ pub fn run(options: &Options) -> Result<(), Failure> {
             drop(buffer_sender.send(buffer));
         }
         buffer_senders.push(buffer_sender);
-        let collector = Collector::new(&collector_options(&config, workers))
-            .map_err(|error| Failure::new(Exit::Failure, error))?;
-        let pipeline = Pipeline::new(target_map(&config), pipeline_limits());
-        let mut clock = IntervalClock::new(interval_length(&config));
-        clock.start_at(now());
-        let channels = WorkerChannels { reports: report_sender.clone(), buffers };
-        let worker = Worker::new(index, pipeline, collector, clock, WhenLate::Lengthen, channels);
-        captures.push(Capture::new(worker, rings, choice.interfaces.clone(), requests.clone()));
+        let (arrival_sender, arrivals) = crossbeam_channel::bounded(ARRIVALS);
+        for (interface, ring) in choice.interfaces.iter().cloned().zip(rings) {
+            // Not more than the channel has room for; see `open_rings`.
+            drop(arrival_sender.send(Arrival { interface, ring }));
+        }
+        arrival_senders.push(arrival_sender);
+        let worker = worker(&config, index, WorkerChannels { reports: report_sender.clone(), buffers })?;
+        let channels = CaptureChannels { arrivals, departures: departure_sender.clone() };
+        captures.push(Capture::new(worker, config.capture.load_ladder, channels, requests.clone()));
     }
-    drop(report_sender);
+    drop((report_sender, departure_sender));
     let sources = choice.interfaces.iter().map(|interface| interface.name.clone()).collect();
     let again = options.clone();
     let reload: Reload = Box::new(move || Ok(again.load(&|name| std::env::var(name).ok())?.config));
     let reporter = ReporterThread::new(&config, sources, buffer_senders, requests.clone(), Some(reload))?;
+    let watch =
+        InterfaceWatch::new(&config, &choice.interfaces, arrival_senders, departures, requests.clone())?;
 
     give_up_privileges(&config, options)?;
     thread::scope(|scope| {
-        let reporter = scope.spawn(move || reporter.run(&reports));
+        let reporter = {
+            let requests = requests.clone();
+            scope.spawn(move || {
+                let reported = catch_unwind(AssertUnwindSafe(|| reporter.run(&reports)));
+                // Nobody captures for nothing.
+                requests.stop();
+                reported.unwrap_or_else(|_| Err(bug()))
+            })
+        };
+        let watch = scope.spawn(move || watch.run());
         let captures: Vec<_> =
             captures.into_iter().map(|capture| scope.spawn(move || capture.run())).collect();
-        let bug = || Failure::new(Exit::Failure, "a thread failed; please report this as a bug");
-        let captured = captures
-            .into_iter()
-            .map(|thread| thread.join().unwrap_or_else(|_| Err(bug())))
-            .fold(Ok(()), Result::and);
-        let reported = reporter.join().unwrap_or_else(|_| Err(bug()));
-        reported.and(captured)
+        let joined = |thread: thread::ScopedJoinHandle<'_, Result<(), Failure>>| {
+            thread.join().unwrap_or_else(|_| Err(bug()))
+        };
+        let captured = captures.into_iter().map(joined).fold(Ok(()), Result::and);
+        // Workers that end by themselves take everybody with them.
+        requests.stop();
+        let reported = joined(reporter);
+        reported.and(captured).and(joined(watch))
     })
 }
 
-/// With a user to become, everything that is not needed any more is given up: sockets, rings and the output are open by now, and no
-/// thread runs yet (capabilities, Landlock and seccomp hold for each thread).
+fn bug() -> Failure {
+    Failure::new(Exit::Failure, "a thread failed; please report this as a bug")
+}
+
+fn worker(config: &Config, index: usize, channels: WorkerChannels) -> Result<Worker, Failure> {
+    let collector = Collector::new(&collector_options(config, config.capture.workers))
+        .map_err(|error| Failure::new(Exit::Failure, error))?;
+    let mut clock = IntervalClock::new(interval_length(config));
+    clock.start_at(now());
+    Ok(Worker::new(index, new_pipeline(config), collector, clock, WhenLate::Lengthen, channels))
+}
+
+/// Everything that is not needed any more is given up: sockets, rings and the output are open by now, and no thread runs yet
+/// (capabilities, Landlock and seccomp hold for each thread).
 fn give_up_privileges(config: &Config, options: &Options) -> Result<(), Failure> {
-    let Some(user) = &config.capture.user else { return Ok(()) };
     let folder = |path: &std::path::PathBuf| path.parent().map(std::path::Path::to_path_buf);
     let report = sandbox::enter(&SandboxOptions {
-        mode: SandboxMode::BestEffort,
-        user: Some(user.clone()),
+        mode: config.capture.sandbox,
+        user: config.capture.user.clone(),
         writable_paths: Vec::new(),
         readable_paths: options.config.as_ref().and_then(folder).into_iter().collect(),
     })
@@ -104,18 +123,6 @@ fn give_up_privileges(config: &Config, options: &Options) -> Result<(), Failure>
     }
     tracing::info!("{report}");
     Ok(())
-}
-
-/// The number of the interface of a name, asked of the kernel in a way that a sandbox permits.
-fn interface_index(name: &str) -> Option<u32> {
-    let known = interface::enumerate().ok()?;
-    known.into_iter().find(|interface| interface.name == name).map(|interface| interface.index)
-}
-
-/// The wall clock. Packets of the ring carry the same clock, so the two can be compared.
-fn now() -> Timestamp {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp::from_parts(since_epoch.as_secs(), since_epoch.subsec_nanos())
 }
 
 /// The targets' addresses as capture takes them; empty when any address is wanted.
@@ -155,10 +162,17 @@ pub(super) fn filter_spec(config: &Config) -> FilterSpec {
     if let Snaplen::Bytes(bytes) = config.capture.response_snaplen {
         spec.response_snaplen = bytes;
     }
-    spec
+    match config.capture.load_ladder {
+        LoadLadder::Fixed(rung) => rung.apply(&spec),
+        LoadLadder::Off | LoadLadder::Auto => spec,
+    }
 }
 
-fn ring_options(capture: &CaptureConfig, interface: &Interface, filter: &FilterSpec) -> RingOptions {
+pub(super) fn ring_options(
+    capture: &CaptureConfig,
+    interface: &Interface,
+    filter: &FilterSpec,
+) -> RingOptions {
     let mut options = RingOptions::new(interface, filter.clone());
     options.shape = RingShape::with_bytes(capture.ring_bytes);
     options.promiscuous = capture.promiscuous;
@@ -179,6 +193,13 @@ pub(super) fn ring_failure(interface: &str, error: &RingError) -> Failure {
 
 /// For each worker the rings of all interfaces.
 fn open_rings(config: &Config, interfaces: &[Interface]) -> Result<Vec<Vec<Ring>>, Failure> {
+    if interfaces.len() > RINGS_PER_WORKER_MAX {
+        let most = format!(
+            "{} interfaces are more than {RINGS_PER_WORKER_MAX}: name some, or \"any\"",
+            interfaces.len()
+        );
+        return Err(Failure::new(Exit::Failure, most));
+    }
     let filter = filter_spec(config);
     let mut by_worker: Vec<Vec<Ring>> = (0..config.capture.workers).map(|_| Vec::new()).collect();
     for interface in interfaces {
@@ -194,7 +215,7 @@ fn open_rings(config: &Config, interfaces: &[Interface]) -> Result<Vec<Vec<Ring>
 }
 
 /// Says how a ring was opened, and what it can bear.
-fn describe(interface: &Interface, rings: &[Ring], asked: &RingOptions) {
+pub(super) fn describe(interface: &Interface, rings: &[Ring], asked: &RingOptions) {
     /// A gigabit a second in packets of 1,500 bytes.
     const GIGABIT: (u64, u64) = (83_333, 125_000_000);
     let Some(ring) = rings.first() else { return };
@@ -214,164 +235,5 @@ fn describe(interface: &Interface, rings: &[Ring], asked: &RingOptions) {
     }
     if !interface.is_up {
         tracing::warn!("{} is down; capture begins when it comes up", interface.name);
-    }
-}
-
-/// A worker with its rings.
-struct Capture {
-    worker: Worker,
-    rings: Vec<Ring>,
-    /// What the rings are on, in the same order.
-    interfaces: Vec<Interface>,
-    requests: Requests,
-    figures: CaptureFigures,
-    /// State of each ring that the operator was last told of.
-    told: Vec<RingState>,
-    /// Totals at the last look, to tell what is new: by ring.
-    seen: Vec<(u64, u64)>,
-    nic_seen: Vec<Option<u64>>,
-    looked: Instant,
-    gone_since: Option<Instant>,
-}
-
-impl Capture {
-    fn new(worker: Worker, rings: Vec<Ring>, interfaces: Vec<Interface>, requests: Requests) -> Capture {
-        let nic_seen = interfaces.iter().map(nic_drops).collect();
-        Capture {
-            worker,
-            told: rings.iter().map(Ring::state).collect(),
-            seen: vec![(0, 0); rings.len()],
-            rings,
-            interfaces,
-            requests,
-            figures: CaptureFigures::default(),
-            nic_seen,
-            looked: Instant::now(),
-            gone_since: None,
-        }
-    }
-
-    fn run(mut self) -> Result<(), Failure> {
-        let mut ended = Ok(());
-        while !self.requests.must_stop() {
-            let busy = self.read_blocks();
-            if self.looked.elapsed() >= STATISTICS_EVERY {
-                self.look();
-                if let Err(failure) = self.mend_interfaces() {
-                    ended = Err(failure);
-                    break;
-                }
-            }
-            let prints = self.requests.prints();
-            let figures = &mut self.figures;
-            self.worker.print_on_demand(prints, Some(now()), || std::mem::take(figures));
-            if !busy {
-                let passed = Timestamp::from_nanos(
-                    now().since(Timestamp::from_nanos(0)).saturating_sub(GRACE).as_nanos() as u64,
-                );
-                self.worker.advance(passed, || std::mem::take(&mut self.figures));
-                if let Err(error) = ring::wait(&mut self.rings, WAIT_MAX) {
-                    ended = Err(Failure::new(Exit::Failure, error));
-                    break;
-                }
-            }
-        }
-        self.requests.stop();
-        self.drain();
-        self.look();
-        let Capture { worker, mut figures, .. } = self;
-        worker.finish(Some(now()), || std::mem::take(&mut figures));
-        ended
-    }
-
-    /// One block of each ring that has one.
-    fn read_blocks(&mut self) -> bool {
-        let mut busy = false;
-        for ring in &mut self.rings {
-            if let Some(mut block) = ring.next_block() {
-                busy = true;
-                let (worker, figures) = (&mut self.worker, &mut self.figures);
-                block.for_each_packet(|captured| {
-                    worker.handle_packet(&captured.packet, || std::mem::take(figures));
-                });
-                worker.flush();
-            }
-        }
-        busy
-    }
-
-    /// The kernel keeps the last, partly filled block for its retire timeout; a capture stopped at once would lose its tail.
-    fn drain(&mut self) {
-        let until = Instant::now() + GRACE;
-        while Instant::now() < until {
-            if !self.read_blocks() && ring::wait(&mut self.rings, Duration::from_millis(20)).is_err() {
-                break;
-            }
-        }
-    }
-
-    /// Reads the kernel's counters.
-    fn look(&mut self) {
-        self.looked = Instant::now();
-        for (ring, seen) in self.rings.iter_mut().zip(&mut self.seen) {
-            let Ok(statistics) = ring.statistics() else { continue };
-            self.figures.ring_dropped += statistics.packets_dropped - seen.0;
-            self.figures.freezes += statistics.freezes - seen.1;
-            *seen = (statistics.packets_dropped, statistics.freezes);
-            if statistics.blocks_waiting_max >= self.figures.blocks_used.0 {
-                self.figures.blocks_used = (statistics.blocks_waiting_max, statistics.blocks_total);
-            }
-        }
-        for (interface, seen) in self.interfaces.iter().zip(&mut self.nic_seen) {
-            let drops = nic_drops(interface);
-            if let (Some(now), Some(before)) = (drops, *seen) {
-                self.figures.nic_dropped += now.saturating_sub(before);
-            }
-            *seen = drops.or(*seen);
-        }
-    }
-
-    /// A deleted interface never speaks again; one of the same name is another, to which the ring is bound anew.
-    fn mend_interfaces(&mut self) -> Result<(), Failure> {
-        let mut alive = 0;
-        for ((ring, interface), told) in self.rings.iter_mut().zip(&self.interfaces).zip(&mut self.told) {
-            let state = ring.check_state().map_err(|error| Failure::new(Exit::Failure, error))?;
-            if std::mem::replace(told, state) != state {
-                tracing::warn!("{} is {}", interface.name, state_text(state));
-            }
-            if state == RingState::Gone
-                && let Some(index) = interface_index(&interface.name)
-            {
-                match ring.rebind(index) {
-                    Ok(()) => {
-                        *told = ring.state();
-                        tracing::info!("{} is back: capture goes on", interface.name);
-                    }
-                    Err(error) => tracing::warn!("{} is back, but: {error}", interface.name),
-                }
-            }
-            alive += usize::from(ring.state() != RingState::Gone);
-        }
-        if alive > 0 {
-            self.gone_since = None;
-            return Ok(());
-        }
-        if self.gone_since.get_or_insert_with(Instant::now).elapsed() < GONE_MAX {
-            return Ok(());
-        }
-        let names: Vec<&str> = self.interfaces.iter().map(|interface| interface.name.as_str()).collect();
-        Err(Failure::new(Exit::InterfaceGone, format!("gone for good: {}", names.join(", "))))
-    }
-}
-
-fn nic_drops(interface: &Interface) -> Option<u64> {
-    interface::nic_packets_dropped(interface.index).ok().flatten()
-}
-
-fn state_text(state: RingState) -> &'static str {
-    match state {
-        RingState::Running => "up, capture goes on",
-        RingState::Down => "down, waiting for it to come up",
-        RingState::Gone => "gone, waiting for one of its name",
     }
 }

@@ -1,6 +1,7 @@
 //! What workers and the reporter thread say to each other.
 
 use crate::collector::Harvest;
+use crate::collector::snapshot::CaptureHealth;
 use crate::pipeline::CaptureTally;
 use crate::runtime::clock::Interval;
 
@@ -27,10 +28,10 @@ pub(super) struct CaptureFigures {
     pub(super) ring_dropped: u64,
     /// Packets that network cards dropped.
     pub(super) nic_dropped: u64,
-    /// Times that a ring was found full.
-    pub(super) freezes: u64,
-    /// Most ring blocks waiting at once, and blocks in all: the best early warning.
-    pub(super) blocks_used: (u32, u32),
+    /// Packets that this worker had taken but not parsed when it failed.
+    pub(super) worker_lost: u64,
+    /// How the capture fared otherwise.
+    pub(super) health: CaptureHealth,
 }
 
 impl CaptureFigures {
@@ -39,9 +40,7 @@ impl CaptureFigures {
         self.tally.merge(&other.tally);
         self.ring_dropped += other.ring_dropped;
         self.nic_dropped = self.nic_dropped.max(other.nic_dropped);
-        self.freezes += other.freezes;
-        if other.blocks_used.0 > self.blocks_used.0 {
-            self.blocks_used = other.blocks_used;
-        }
+        self.worker_lost += other.worker_lost;
+        self.health.merge(&other.health);
     }
 }

@@ -2,13 +2,17 @@
 //!
 //! `run` and `replay` differ in where packets come from; the worker, the reporter thread and everything between are the same.
 
+mod capture;
 mod clock;
 mod configuration;
 mod doctor;
 mod failure;
+mod fault;
+mod interfaces;
 mod live;
 mod logging;
 mod message;
+mod namespace;
 mod output;
 mod replay;
 mod reporter;
@@ -26,7 +30,8 @@ use crate::cli::Options;
 use crate::collector::{CollectorOptions, Harvest, TargetOptions};
 use crate::config::{Config, Interval as ConfiguredInterval};
 use crate::model::TargetId;
-use crate::pipeline::{PipelineLimits, TargetMap, TargetMatch};
+use crate::pipeline::{Pipeline, PipelineLimits, TargetMap, TargetMatch};
+use crate::runtime::worker::NewPipeline;
 
 /// Loads what the operator configured, starts logging, and says what is probably not meant.
 fn load(options: &Options) -> Result<Config, Failure> {
@@ -53,6 +58,12 @@ fn target_map(config: &Config) -> TargetMap {
         udp: target.udp,
     });
     TargetMap::new(matches.collect())
+}
+
+/// Makes a worker's machine, as often as it is needed.
+fn new_pipeline(config: &Config) -> NewPipeline {
+    let targets = target_map(config);
+    Box::new(move || Pipeline::new(targets.clone(), pipeline_limits()))
 }
 
 fn pipeline_limits() -> PipelineLimits {

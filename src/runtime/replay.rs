@@ -3,14 +3,13 @@
 use crate::capture::pcap::Recordings;
 use crate::cli::{Exit, ReplayArgs};
 use crate::collector::{Collector, Harvest};
-use crate::pipeline::Pipeline;
 use crate::runtime::clock::IntervalClock;
 use crate::runtime::failure::Failure;
 use crate::runtime::message::CaptureFigures;
 use crate::runtime::reporter::ReporterThread;
 use crate::runtime::signals::Requests;
 use crate::runtime::worker::{WhenLate, Worker, WorkerChannels};
-use crate::runtime::{collector_options, harvest, interval_length, load, pipeline_limits, target_map};
+use crate::runtime::{collector_options, harvest, interval_length, load, new_pipeline};
 use std::thread;
 
 /// Packets between two looks at the operator's wishes.
@@ -27,7 +26,6 @@ pub fn replay(arguments: &ReplayArgs) -> Result<(), Failure> {
         Recordings::open(&arguments.files).map_err(|error| Failure::new(Exit::Failure, error))?;
     let options = collector_options(&config, 1);
     let collector = Collector::new(&options).map_err(|error| Failure::new(Exit::Failure, error))?;
-    let pipeline = Pipeline::new(target_map(&config), pipeline_limits());
     let clock = IntervalClock::new(interval_length(&config));
 
     let (report_sender, reports) = crossbeam_channel::bounded(BUFFERS_PER_WORKER);
@@ -40,7 +38,7 @@ pub fn replay(arguments: &ReplayArgs) -> Result<(), Failure> {
     let sources = arguments.files.iter().map(|file| file.display().to_string()).collect();
     let reporter = ReporterThread::new(&config, sources, vec![buffer_sender], requests.clone(), None)?;
     let channels = WorkerChannels { reports: report_sender, buffers };
-    let worker = Worker::new(0, pipeline, collector, clock, WhenLate::Wait, channels);
+    let worker = Worker::new(0, new_pipeline(&config), collector, clock, WhenLate::Wait, channels);
 
     thread::scope(|scope| {
         let reporter = scope.spawn(move || reporter.run(&reports));

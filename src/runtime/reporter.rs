@@ -187,6 +187,8 @@ impl ReporterThread {
         (snapshot.start, snapshot.end, snapshot.partial) = (interval.start, interval.end, interval.partial);
         snapshot.loss.ring_dropped = capture.ring_dropped;
         snapshot.loss.nic_dropped = capture.nic_dropped;
+        snapshot.loss.worker_lost = capture.worker_lost;
+        snapshot.health = capture.health;
         self.newest.insert(target.name.clone(), Arc::new(snapshot.clone()));
         match self.over {
             Over::Interval => snapshot,

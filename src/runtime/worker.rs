@@ -21,8 +21,12 @@ pub(super) enum WhenLate {
     Lengthen,
 }
 
+/// Makes the machine, at the start and after a failure.
+pub(super) type NewPipeline = Box<dyn Fn() -> Pipeline + Send>;
+
 pub(super) struct Worker {
     index: usize,
+    new_pipeline: NewPipeline,
     pipeline: Pipeline,
     collector: Collector,
     clock: IntervalClock,
@@ -45,14 +49,32 @@ pub(super) struct WorkerChannels {
 impl Worker {
     pub(super) fn new(
         index: usize,
-        pipeline: Pipeline,
+        new_pipeline: NewPipeline,
         collector: Collector,
         clock: IntervalClock,
         when_late: WhenLate,
         channels: WorkerChannels,
     ) -> Worker {
         let WorkerChannels { reports, buffers } = channels;
-        Worker { index, pipeline, collector, clock, when_late, reports, buffers, prints: 0, cut: false }
+        let pipeline = new_pipeline();
+        Worker {
+            index,
+            new_pipeline,
+            pipeline,
+            collector,
+            clock,
+            when_late,
+            reports,
+            buffers,
+            prints: 0,
+            cut: false,
+        }
+    }
+
+    /// Forgets every connection after a failure in their midst. What was counted stays counted.
+    pub(super) fn begin_anew(&mut self) {
+        let failed = std::mem::replace(&mut self.pipeline, (self.new_pipeline)());
+        self.pipeline.take_over_counts(failed);
     }
 
     /// Takes one packet in. `figures` is asked for what the capture itself saw when an interval ends before this packet.

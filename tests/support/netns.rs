@@ -37,6 +37,11 @@ impl Namespace {
         namespace
     }
 
+    /// As `ip netns` knows it.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Runs `ip` in the namespace, with arguments separated by blanks.
     pub(crate) fn ip(&self, arguments: &str) {
         let mut all = vec!["-n", &self.name];

@@ -107,7 +107,8 @@ fn wanted(spec: &FilterSpec, form: FilterForm, seen: &Seen) -> u32 {
             _ => None,
         }
     });
-    let (request, response) = (spec.request_snaplen.max(SNAPLEN_MIN), spec.response_snaplen.max(SNAPLEN_MIN));
+    let kept = |snaplen: u32| if snaplen == SNAPLEN_NONE { 0 } else { snaplen.max(SNAPLEN_MIN) };
+    let (request, response) = (spec.request_snaplen.max(SNAPLEN_MIN), kept(spec.response_snaplen));
     match verdict {
         None => 0,
         Some(Verdict::Request) => request,
@@ -394,8 +395,9 @@ fn spec() -> impl Strategy<Value = FilterSpec> {
         OutgoingPolicy::Refuse,
     ]);
     let link = prop::sample::select(vec![FilterLink::Ethernet, FilterLink::Mixed]);
-    (servers, ports, any::<[bool; 3]>(), outgoing, link, [100u32..2000, 100..2000]).prop_map(
-        |(servers, ports, [tcp, udp, tunnels], outgoing, link, [request_snaplen, response_snaplen])| {
+    let response = prop_oneof![9 => 100u32..2000, 1 => Just(SNAPLEN_NONE)];
+    (servers, ports, any::<[bool; 3]>(), outgoing, link, (100u32..2000, response)).prop_map(
+        |(servers, ports, [tcp, udp, tunnels], outgoing, link, (request_snaplen, response_snaplen))| {
             FilterSpec {
                 servers,
                 ports,

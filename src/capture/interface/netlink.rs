@@ -6,12 +6,17 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
+use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use super::{Interface, InterfaceAddress, InterfaceError, InterfaceKind, Route};
 use crate::capture::socket;
 
 /// Room for one answer; the kernel fills at most 32 KiB at a time.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
+
+/// Changes that follow each other as fast as this are one: an interface comes with its state and its addresses.
+const SETTLE: Duration = Duration::from_millis(20);
 
 const MESSAGE_HEADER_BYTES: usize = 16;
 const ATTRIBUTE_HEADER_BYTES: usize = 4;
@@ -58,6 +63,35 @@ impl Netlink {
     /// Opens a socket in the network namespace of this thread.
     pub(super) fn open() -> Result<Netlink, InterfaceError> {
         Ok(Netlink { socket: socket::open_route_netlink()?, answer: vec![0; ANSWER_BYTES_MAX] })
+    }
+
+    /// Opens a socket to which the kernel tells of changes, of the kinds in `groups`.
+    pub(super) fn subscribe(groups: u32) -> Result<Netlink, InterfaceError> {
+        let netlink = Netlink::open()?;
+        socket::join_netlink_groups(&netlink.socket, groups)?;
+        Ok(netlink)
+    }
+
+    /// Waits for changes and drops their texts: whoever wants to know asks.
+    pub(super) fn wait(&mut self, timeout: Duration) -> Result<bool, InterfaceError> {
+        let mut told = false;
+        let mut timeout = timeout;
+        loop {
+            let mut entries =
+                [libc::pollfd { fd: self.socket.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
+            if socket::poll(&mut entries, timeout)? == 0 {
+                return Ok(told);
+            }
+            match self.socket.read(&mut self.answer) {
+                Ok(_) => {}
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+            told = true;
+            // What belongs together comes within moments.
+            timeout = SETTLE;
+        }
     }
 
     /// Sends a request and lends each message of the answer, without its header, to `emit`.

@@ -1,0 +1,335 @@
+//! The thread of one worker: its rings on all interfaces, read until somebody says stop.
+//!
+//! Interfaces come and go: new rings arrive over a channel, and a ring whose interface was deleted is handed back. A failure of
+//! our own (a panic) costs the packets of one block and what was remembered of connections, not the capture.
+
+use crate::capture::filter::FilterSpec;
+use crate::capture::interface::{self, Interface};
+use crate::capture::ladder::{Ladder, RingLook, Rung};
+use crate::capture::ring::{self, RINGS_PER_WORKER_MAX, Ring, RingState, RingStatistics};
+use crate::cli::Exit;
+use crate::config::LoadLadder;
+use crate::model::Timestamp;
+use crate::runtime::failure::Failure;
+use crate::runtime::fault::Fault;
+use crate::runtime::message::CaptureFigures;
+use crate::runtime::signals::Requests;
+use crate::runtime::worker::Worker;
+use crossbeam_channel::{Receiver, Sender};
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Longest sleep of a worker without packets: ten wake-ups a second cost 0.1 % of a core and bound the time to stop.
+const WAIT_MAX: Duration = Duration::from_millis(100);
+
+/// A block waits up to its retire timeout (60 ms) before we see its packets; time passes for an idle worker only this much later,
+/// so that packets on their way still find their interval open.
+const GRACE: Duration = Duration::from_millis(250);
+
+/// Kernel counters are 32 bits wide and tell of drops: they are read this often.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// So many failures of a worker …
+const RESTARTS_MAX: usize = 3;
+
+/// … within this time, and it is not bad luck.
+const RESTARTS_WITHIN: Duration = Duration::from_secs(60);
+
+/// A ring that a worker is to read from now on.
+pub(super) struct Arrival {
+    pub(super) interface: Interface,
+    pub(super) ring: Ring,
+}
+
+/// A ring whose interface was deleted.
+pub(super) struct Departure {
+    pub(super) interface_index: u32,
+    pub(super) ring: Ring,
+}
+
+/// What a worker's thread is connected to.
+pub(super) struct CaptureChannels {
+    pub(super) arrivals: Receiver<Arrival>,
+    pub(super) departures: Sender<Departure>,
+}
+
+/// A worker with its rings.
+pub(super) struct Capture {
+    worker: Worker,
+    rings: Vec<Ring>,
+    /// What is known beside each ring, in the same order.
+    taps: Vec<Tap>,
+    load_ladder: LoadLadder,
+    channels: CaptureChannels,
+    requests: Requests,
+    book: Book,
+    looked: Instant,
+    /// Packets of the block that is being read, and how many of them were taken.
+    in_block: Option<(u32, u32)>,
+    /// When the worker failed of late.
+    failures: VecDeque<Instant>,
+    fault: Fault,
+}
+
+/// What is known of a ring.
+struct Tap {
+    interface: Interface,
+    /// The traffic that is wanted when there is no hurry.
+    wanted: FilterSpec,
+    ladder: Ladder,
+    /// State that the operator was last told of.
+    told: RingState,
+    /// Totals at the last look, to tell what is new.
+    seen: RingStatistics,
+    nic_seen: Option<u64>,
+}
+
+/// Figures of the open interval, with what holds beyond its end.
+#[derive(Default)]
+struct Book {
+    figures: CaptureFigures,
+    rung: Rung,
+}
+
+impl Book {
+    fn take(&mut self) -> CaptureFigures {
+        let mut next = CaptureFigures::default();
+        next.health.rung = self.rung;
+        next.health.ring_blocks = self.figures.health.ring_blocks;
+        std::mem::replace(&mut self.figures, next)
+    }
+}
+
+impl Capture {
+    pub(super) fn new(
+        worker: Worker,
+        load_ladder: LoadLadder,
+        channels: CaptureChannels,
+        requests: Requests,
+    ) -> Capture {
+        let mut book = Book::default();
+        if let LoadLadder::Fixed(rung) = load_ladder {
+            book.rung = rung;
+            book.figures.health.rung = rung;
+        }
+        Capture {
+            worker,
+            rings: Vec::with_capacity(RINGS_PER_WORKER_MAX),
+            taps: Vec::with_capacity(RINGS_PER_WORKER_MAX),
+            load_ladder,
+            channels,
+            requests,
+            book,
+            looked: Instant::now(),
+            in_block: None,
+            failures: VecDeque::with_capacity(RESTARTS_MAX),
+            fault: Fault::from_environment(),
+        }
+    }
+
+    pub(super) fn run(mut self) -> Result<(), Failure> {
+        self.take_arrivals();
+        let mut ended = Ok(());
+        while !self.requests.must_stop() && ended.is_ok() {
+            ended = match catch_unwind(AssertUnwindSafe(|| self.turn())) {
+                Ok(turned) => turned,
+                Err(_) => self.begin_anew(),
+            };
+        }
+        self.requests.stop();
+        let last = AssertUnwindSafe(|| {
+            self.take_arrivals();
+            self.drain();
+            self.look();
+            let Capture { worker, mut book, .. } = self;
+            worker.finish(Some(now()), || book.take());
+        });
+        let finished = catch_unwind(last).map_err(|_| Failure::new(Exit::Failure, "the last report failed"));
+        ended.and(finished)
+    }
+
+    /// One round: a block of each ring; what is due each second; the clock. Sleeps when there was nothing to read.
+    fn turn(&mut self) -> Result<(), Failure> {
+        self.take_arrivals();
+        let busy = self.read_blocks();
+        if self.looked.elapsed() >= LOOK_EVERY {
+            self.look();
+            self.mind_interfaces()?;
+        }
+        let prints = self.requests.prints();
+        let book = &mut self.book;
+        self.worker.print_on_demand(prints, Some(now()), || book.take());
+        if !busy {
+            let passed = Timestamp::from_nanos(
+                now().since(Timestamp::from_nanos(0)).saturating_sub(GRACE).as_nanos() as u64,
+            );
+            self.worker.advance(passed, || self.book.take());
+            ring::wait(&mut self.rings, WAIT_MAX).map_err(|error| Failure::new(Exit::Failure, error))?;
+        }
+        Ok(())
+    }
+
+    /// One block of each ring that has one.
+    fn read_blocks(&mut self) -> bool {
+        let mut busy = false;
+        for ring in &mut self.rings {
+            if let Some(mut block) = ring.next_block() {
+                busy = true;
+                let (worker, book, fault) = (&mut self.worker, &mut self.book, &self.fault);
+                let (_, taken) = self.in_block.insert((block.packets(), 0));
+                block.for_each_packet(|captured| {
+                    *taken += 1;
+                    fault.strike(captured.packet.bytes);
+                    worker.handle_packet(&captured.packet, || book.take());
+                });
+                worker.flush();
+                self.in_block = None;
+            }
+        }
+        busy
+    }
+
+    /// The worker has failed. The block went back to the kernel when its guard was dropped; what was remembered of connections may
+    /// contradict itself and is dropped as well. The tables stay: what they hold was counted before.
+    fn begin_anew(&mut self) -> Result<(), Failure> {
+        // The packet at fault was taken and not counted.
+        let lost = self.in_block.take().map_or(0, |(packets, taken)| packets.saturating_sub(taken) + 1);
+        self.worker.begin_anew();
+        self.book.figures.worker_lost += u64::from(lost);
+        self.book.figures.health.worker_restarts += 1;
+        tracing::error!(
+            "a worker failed and began anew; {lost} packets of its block are lost; please report this as a bug"
+        );
+        let now = Instant::now();
+        self.failures.retain(|failure| now - *failure < RESTARTS_WITHIN);
+        self.failures.push_back(now);
+        if self.failures.len() < RESTARTS_MAX {
+            return Ok(());
+        }
+        Err(Failure::new(
+            Exit::Failure,
+            format!(
+                "a worker failed {RESTARTS_MAX} times within {} s; please report this as a bug",
+                RESTARTS_WITHIN.as_secs()
+            ),
+        ))
+    }
+
+    /// The kernel keeps the last, partly filled block for its retire timeout; a capture stopped at once would lose its tail.
+    fn drain(&mut self) {
+        let until = Instant::now() + GRACE;
+        while Instant::now() < until {
+            if !self.read_blocks() && ring::wait(&mut self.rings, Duration::from_millis(20)).is_err() {
+                break;
+            }
+        }
+    }
+
+    /// Reads the kernel's counters, and keeps less or more of the traffic by them.
+    fn look(&mut self) {
+        self.looked = Instant::now();
+        let health = &mut self.book.figures.health;
+        for (ring, tap) in self.rings.iter_mut().zip(&mut self.taps) {
+            let Ok(statistics) = ring.statistics() else { continue };
+            let dropped = statistics.packets_dropped - tap.seen.packets_dropped;
+            self.book.figures.ring_dropped += dropped;
+            health.freezes += statistics.freezes - tap.seen.freezes;
+            if statistics.blocks_waiting_max >= health.ring_blocks_peak {
+                (health.ring_blocks_peak, health.ring_blocks) =
+                    (statistics.blocks_waiting_max, statistics.blocks_total);
+            }
+            let look = RingLook {
+                packets: statistics.packets - tap.seen.packets,
+                packets_dropped: dropped,
+                blocks_waiting_max: statistics.blocks_waiting_max,
+                blocks: statistics.blocks_total,
+            };
+            tap.seen = statistics;
+            if self.load_ladder == LoadLadder::Auto
+                && let Some(rung) = tap.ladder.look(look)
+            {
+                step(ring, tap, rung);
+            }
+            let nic_drops = nic_drops(&tap.interface);
+            if let (Some(now), Some(before)) = (nic_drops, tap.nic_seen) {
+                self.book.figures.nic_dropped += now.saturating_sub(before);
+            }
+            tap.nic_seen = nic_drops.or(tap.nic_seen);
+        }
+        if self.load_ladder == LoadLadder::Auto {
+            self.book.rung = self.taps.iter().map(|tap| tap.ladder.rung()).max().unwrap_or_default();
+            health.rung = health.rung.max(self.book.rung);
+        }
+    }
+
+    /// New rings.
+    fn take_arrivals(&mut self) {
+        while self.rings.len() < RINGS_PER_WORKER_MAX
+            && let Ok(Arrival { interface, mut ring }) = self.channels.arrivals.try_recv()
+        {
+            self.taps.push(Tap {
+                wanted: ring.filter().clone(),
+                ladder: Ladder::default(),
+                told: ring.state(),
+                seen: ring.statistics().unwrap_or_default(),
+                nic_seen: nic_drops(&interface),
+                interface,
+            });
+            let health = &mut self.book.figures.health;
+            health.ring_blocks = health.ring_blocks.max(ring.shape().blocks);
+            self.rings.push(ring);
+        }
+    }
+
+    /// Tells of interfaces that went down or came up, and hands back the rings of those that are no more. (One that was deleted
+    /// never speaks again; one of the same name is another.)
+    fn mind_interfaces(&mut self) -> Result<(), Failure> {
+        let mut at = 0;
+        while at < self.rings.len() {
+            let (ring, tap) = (&mut self.rings[at], &mut self.taps[at]);
+            let state = ring.check_state().map_err(|error| Failure::new(Exit::Failure, error))?;
+            let before = std::mem::replace(&mut tap.told, state);
+            if before != state {
+                tracing::warn!("{} is {}", tap.interface.name, state_text(state));
+            } else if state == RingState::Gone {
+                // Gone since the last look, so that what had come before was read and counted.
+                let (ring, tap) = (self.rings.swap_remove(at), self.taps.swap_remove(at));
+                let departure = Departure { interface_index: tap.interface.index, ring };
+                // Without anybody to take it, it is closed.
+                drop(self.channels.departures.try_send(departure));
+                continue;
+            }
+            at += 1;
+        }
+        Ok(())
+    }
+}
+
+/// Exchanges the filter, and says so.
+fn step(ring: &mut Ring, tap: &Tap, rung: Rung) {
+    match ring.set_filter(&rung.apply(&tap.wanted)) {
+        Ok(_) => {
+            tracing::warn!("{}: load ladder: keeping {}; {}", tap.interface.name, rung.name(), rung.cost());
+        }
+        Err(error) => tracing::warn!("{}: load ladder: {error}", tap.interface.name),
+    }
+}
+
+/// The wall clock. Packets of the ring carry the same clock, so the two can be compared.
+pub(super) fn now() -> Timestamp {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_parts(since_epoch.as_secs(), since_epoch.subsec_nanos())
+}
+
+fn nic_drops(interface: &Interface) -> Option<u64> {
+    interface::nic_packets_dropped(interface.index).ok().flatten()
+}
+
+fn state_text(state: RingState) -> &'static str {
+    match state {
+        RingState::Running => "up, capture goes on",
+        RingState::Down => "down, waiting for it to come up",
+        RingState::Gone => "gone, waiting for one of its name",
+    }
+}
