@@ -2,7 +2,7 @@
 //!
 //! Traffic never leaves the namespaces made here. The only `unsafe` of the tests is in this file.
 
-#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(dead_code, reason = "each program uses its own part")]
 
 use std::fs::File;
 use std::io;
