@@ -169,7 +169,7 @@ impl Depth {
         let Some(mut block) = ring.next_block() else { return false };
         match self.reader {
             Reader::None | Reader::Count => {
-                black_box(block.packets());
+                black_box(block.packets_left());
             }
             Reader::Walk => {
                 black_box(walk(block.bytes()));

@@ -14,6 +14,9 @@ impl Timestamp {
     /// The Unix epoch; stands for "never" where a time has not been set.
     pub const ZERO: Timestamp = Timestamp(0);
 
+    /// Later than any other.
+    pub const MAX: Timestamp = Timestamp(u64::MAX);
+
     /// From nanoseconds since the Unix epoch.
     pub const fn from_nanos(nanos: u64) -> Timestamp {
         Timestamp(nanos)
@@ -32,6 +35,11 @@ impl Timestamp {
     /// Time from `earlier` to `self`; zero when the clock ran backwards.
     pub const fn since(self, earlier: Timestamp) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+
+    /// So much earlier; the epoch when there is no such time.
+    pub fn minus(self, duration: Duration) -> Timestamp {
+        Timestamp(self.0.saturating_sub(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))
     }
 
     /// `self` plus `duration`; saturates.

@@ -303,3 +303,59 @@ fn four_workers_count_what_one_counts() {
     assert_eq!(by_key(&four), by_key(&one));
     assert_eq!(figure(&four, &["loss", "gaps"]), 0, "no flow is split");
 }
+
+/// A second link between the two, over which the server's answers go while requests come over the first.
+fn answers_elsewhere(pair: &Pair) {
+    pair.server.ip(&format!("link add veth1 type veth peer name veth1 netns {}", pair.client.name()));
+    for (side, address) in [(&pair.server, "10.98.0.1/24"), (&pair.client, "10.98.0.2/24")] {
+        side.ip(&format!("addr add {address} dev veth1"));
+        side.ip("link set veth1 up");
+        for name in ["all", "veth0", "veth1"] {
+            let path = format!("/proc/sys/net/ipv4/conf/{name}/rp_filter");
+            let script = format!("echo 0 > {path}");
+            let status = side.command("sh").args(["-c", &script]).status().expect("sh runs");
+            assert!(status.success(), "{path}");
+        }
+    }
+    pair.server.ip(&format!("route add {CLIENT}/32 dev veth1"));
+}
+
+#[test]
+fn requests_and_answers_may_pass_on_different_interfaces() {
+    let pair = Pair::new();
+    answers_elsewhere(&pair);
+    let server = Memcached::start(&pair, &[]);
+    let memtap = start(&pair, &["-i", "veth0,veth1"]);
+    some_load(&pair);
+    let report = finish(memtap);
+    let stats = server.stats(&pair);
+    for (name, ours) in [("cmd_get", gets(&report)), ("get_hits", command(&report, &["get", "gets"], "hit"))]
+    {
+        assert_eq!(ours, stats[name], "{name}: {}", report["loss"]);
+    }
+    assert_eq!(figure(&report, &["loss", "gaps"]), 0);
+}
+
+#[test]
+fn a_flow_that_crosses_two_interfaces_is_counted_once() {
+    let pair = Pair::new();
+    for command in [
+        "link add br0 type bridge",
+        "link set br0 up",
+        "addr del 10.99.0.1/24 dev veth0",
+        "link set veth0 master br0",
+        "addr add 10.99.0.1/24 dev br0",
+    ] {
+        pair.server.ip(command);
+    }
+    let server = Memcached::start(&pair, &[]);
+    let memtap = start(&pair, &["-i", "veth0,br0"]);
+    some_load(&pair);
+    let report = finish(memtap);
+    let stats = server.stats(&pair);
+    for (name, ours) in [("cmd_get", gets(&report)), ("get_hits", command(&report, &["get", "gets"], "hit"))]
+    {
+        assert_eq!(ours, stats[name], "{name}: {}", report["loss"]);
+    }
+    assert!(figure(&report, &["loss", "duplicate_segments"]) > 1000, "{}", report["loss"]);
+}

@@ -77,34 +77,59 @@ impl BlockHeader {
     }
 }
 
+/// How far a block has been read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Where the next packet's header is, in the block with its prefix.
+    next: usize,
+    /// Packets that have not been seen.
+    pub packets_left: u32,
+}
+
 /// The packets of a block, in the order of their capture.
 #[derive(Clone, Debug)]
 pub struct Packets<'a> {
     /// The block without its prefix, up to the last byte that is used.
     bytes: &'a [u8],
-    /// Where the next packet's header is, in the block with its prefix.
-    next: usize,
-    /// Packets that the header promises and that have not been seen.
-    packets_left: u32,
+    place: Place,
     is_damaged: bool,
 }
 
 impl<'a> Packets<'a> {
     /// A walk over a retired block, given without its first [`BLOCK_PREFIX_BYTES`].
     pub fn new(bytes: &'a [u8]) -> Packets<'a> {
-        let damaged = Packets { bytes: &[], next: 0, packets_left: 0, is_damaged: true };
+        let damaged = Packets { bytes: &[], place: Place { next: 0, packets_left: 0 }, is_damaged: true };
         let Some(header) = BlockHeader::read(bytes) else { return damaged };
         let used =
             (header.bytes_used as usize).checked_sub(BLOCK_PREFIX_BYTES).and_then(|end| bytes.get(..end));
         match used {
             Some(bytes) => Packets {
                 bytes,
-                next: header.first_packet as usize,
-                packets_left: header.packets,
+                place: Place { next: header.first_packet as usize, packets_left: header.packets },
                 is_damaged: false,
             },
             None => damaged,
         }
+    }
+
+    /// The rest of a walk over the same block.
+    pub fn resume(bytes: &'a [u8], place: Place) -> Packets<'a> {
+        Packets { place, ..Packets::new(bytes) }
+    }
+
+    /// How far the walk has come.
+    pub fn place(&self) -> Place {
+        self.place
+    }
+
+    /// When the next packet came; nothing when the walk is over, or cannot go on.
+    pub fn next_timestamp(&self) -> Option<Timestamp> {
+        if self.place.packets_left == 0 {
+            return None;
+        }
+        let start = self.place.next.checked_sub(BLOCK_PREFIX_BYTES)?;
+        let header: &[u8; PACKET_HEADER_BYTES] = self.bytes.get(start..)?.first_chunk()?;
+        Some(Timestamp::from_parts(u32_at(header, 4).into(), u32_at(header, 8)))
     }
 
     /// Whether the walk ended before its time, because a length or an offset contradicts the block.
@@ -115,7 +140,7 @@ impl<'a> Packets<'a> {
     /// The packet whose header is at `next`, and the distance to the one behind it.
     fn read(&self) -> Option<(Captured<'a>, usize)> {
         // What precedes the first packet's header is the block's own.
-        let start = self.next.checked_sub(BLOCK_PREFIX_BYTES)?;
+        let start = self.place.next.checked_sub(BLOCK_PREFIX_BYTES)?;
         let entry = self.bytes.get(start..)?;
         let header: &[u8; PACKET_HEADER_BYTES] = entry.first_chunk()?;
         let captured_bytes = u32_at(header, 12) as usize;
@@ -156,21 +181,21 @@ impl<'a> Iterator for Packets<'a> {
 
     #[inline]
     fn next(&mut self) -> Option<Captured<'a>> {
-        if self.packets_left == 0 {
+        if self.place.packets_left == 0 {
             return None;
         }
         let Some((captured, distance)) = self.read() else {
-            self.packets_left = 0;
+            self.place.packets_left = 0;
             self.is_damaged = true;
             return None;
         };
-        self.packets_left -= 1;
+        self.place.packets_left -= 1;
         // The last packet's distance is 0. Anywhere else it would walk in a circle.
-        if self.packets_left > 0 && distance < PACKET_HEADER_BYTES {
-            self.packets_left = 0;
+        if self.place.packets_left > 0 && distance < PACKET_HEADER_BYTES {
+            self.place.packets_left = 0;
             self.is_damaged = true;
         }
-        self.next = self.next.saturating_add(distance);
+        self.place.next = self.place.next.saturating_add(distance);
         Some(captured)
     }
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 use memmap2::{MmapOptions, MmapRaw};
 
 use super::block::{
-    BLOCK_HEADER_BYTES, BLOCK_PREFIX_BYTES, BlockHeader, Captured, PACKET_OVERHEAD_BYTES, Packets,
+    BLOCK_HEADER_BYTES, BLOCK_PREFIX_BYTES, BlockHeader, Captured, PACKET_OVERHEAD_BYTES, Packets, Place,
 };
 use super::filter::{FilterForm, FilterSpec, OutgoingPolicy, reject_all};
 use super::interface::Interface;
@@ -235,6 +235,8 @@ pub struct Ring {
     shape: RingShape,
     /// Index of the block that the kernel hands over next. Blocks are read strictly in order: `poll` looks at the last one.
     cursor: u32,
+    /// How far that block has been read, when it was left in the middle.
+    unread: Option<Place>,
     interface_index: u32,
     promiscuous: bool,
     in_group: bool,
@@ -316,6 +318,7 @@ impl Ring {
             socket,
             shape,
             cursor: 0,
+            unread: None,
             interface_index: options.interface_index,
             promiscuous: options.promiscuous,
             in_group: false,
@@ -429,7 +432,15 @@ impl Ring {
             return None;
         }
         self.note_waiting();
-        Some(Block { ring: self })
+        Some(Block { ring: self, is_kept: false })
+    }
+
+    /// When the next packet came, if its block was handed over.
+    pub fn next_timestamp(&mut self) -> Option<Timestamp> {
+        let mut block = self.next_block()?;
+        // This is a look only.
+        block.is_kept = true;
+        block.unread().next_timestamp()
     }
 
     /// Whether a block can be read at once.
@@ -491,6 +502,7 @@ impl Ring {
 
     /// Gives the block at the cursor back to the kernel.
     fn return_block(&mut self) {
+        self.unread = None;
         // Everything we read of it stays before this store.
         self.status(self.cursor).store(libc::TP_STATUS_KERNEL, Ordering::Release);
         self.cursor = (self.cursor + 1) % self.shape.blocks;
@@ -511,10 +523,12 @@ impl Ring {
     }
 }
 
-/// A block that is ours. It goes back to the kernel on drop.
+/// A block that is ours. It goes back to the kernel on drop, unless it was read in part.
 pub struct Block<'ring> {
     /// Borrowed for as long as the block is held, so that there is one guard at a time.
     ring: &'ring mut Ring,
+    /// It is to be read on.
+    is_kept: bool,
 }
 
 impl Block<'_> {
@@ -528,28 +542,54 @@ impl Block<'_> {
         unsafe { std::slice::from_raw_parts(start.add(BLOCK_PREFIX_BYTES), length) }
     }
 
-    /// Number of packets, as the kernel says.
-    pub fn packets(&self) -> u32 {
-        BlockHeader::read(self.bytes()).map_or(0, |header| header.packets)
+    /// Number of packets that have not been read, as the kernel says.
+    pub fn packets_left(&self) -> u32 {
+        self.unread().place().packets_left
+    }
+
+    fn unread(&self) -> Packets<'_> {
+        match self.ring.unread {
+            Some(place) => Packets::resume(self.bytes(), place),
+            None => Packets::new(self.bytes()),
+        }
     }
 
     /// Lends each packet to `emit`, in the order of their capture.
     #[inline]
-    pub fn for_each_packet(&mut self, mut emit: impl FnMut(Captured<'_>)) {
+    pub fn for_each_packet(&mut self, emit: impl FnMut(Captured<'_>)) {
+        self.for_each_packet_until(Timestamp::MAX, emit);
+    }
+
+    /// Lends each packet that came until then to `emit`. What is left keeps the block; if `emit` panics, nothing is left.
+    #[inline]
+    pub fn for_each_packet_until(&mut self, last: Timestamp, mut emit: impl FnMut(Captured<'_>)) {
+        let place = self.ring.unread.take();
         let bytes = self.bytes();
-        let header = BlockHeader::read(bytes);
-        let mut packets = Packets::new(bytes);
-        for captured in packets.by_ref() {
+        let mut packets = match place {
+            Some(place) => Packets::resume(bytes, place),
+            None => Packets::new(bytes),
+        };
+        while packets.next_timestamp().is_some_and(|timestamp| timestamp <= last) {
+            let Some(captured) = packets.next() else { break };
             emit(captured);
         }
-        let is_damaged = packets.is_damaged();
+        if packets.next_timestamp().is_some() {
+            self.ring.unread = Some(packets.place());
+            self.is_kept = true;
+            return;
+        }
+        // Whoever is damaged where the next packet should be has not noticed yet.
+        let is_damaged = packets.next().is_some() || packets.is_damaged();
+        let header = BlockHeader::read(bytes);
         self.ring.note_block(header, is_damaged);
     }
 }
 
 impl Drop for Block<'_> {
     fn drop(&mut self) {
-        self.ring.return_block();
+        if !self.is_kept {
+            self.ring.return_block();
+        }
     }
 }
 

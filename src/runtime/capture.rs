@@ -6,7 +6,7 @@
 use crate::capture::filter::FilterSpec;
 use crate::capture::interface::{self, Interface};
 use crate::capture::ladder::{Ladder, RingLook, Rung};
-use crate::capture::ring::{self, RINGS_PER_WORKER_MAX, Ring, RingState, RingStatistics};
+use crate::capture::ring::{self, Block, RINGS_PER_WORKER_MAX, Ring, RingState, RingStatistics};
 use crate::cli::Exit;
 use crate::config::LoadLadder;
 use crate::model::Timestamp;
@@ -18,6 +18,7 @@ use crate::runtime::worker::Worker;
 use crossbeam_channel::{Receiver, Sender};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Longest sleep of a worker without packets: ten wake-ups a second cost 0.1 % of a core and bound the time to stop.
@@ -26,6 +27,13 @@ const WAIT_MAX: Duration = Duration::from_millis(100);
 /// A block waits up to its retire timeout (60 ms) before we see its packets; time passes for an idle worker only this much later,
 /// so that packets on their way still find their interval open.
 const GRACE: Duration = Duration::from_millis(250);
+
+/// A ring that shows no block holds nothing that came longer ago: the retire timeout, and some time for the timer of older kernels
+/// and for us.
+const SETTLED_AFTER: Duration = Duration::from_millis(90);
+
+/// Sleep of a worker that has packets on one ring and waits whether another has earlier ones.
+const NAP: Duration = Duration::from_millis(5);
 
 /// Kernel counters are 32 bits wide and tell of drops: they are read this often.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -46,6 +54,16 @@ pub(super) struct Arrival {
 pub(super) struct Departure {
     pub(super) interface_index: u32,
     pub(super) ring: Ring,
+}
+
+/// What there was to read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    /// Packets, and there may be more.
+    Some,
+    /// Packets that may have predecessors on another ring.
+    Waiting,
+    Nothing,
 }
 
 /// What a worker's thread is connected to.
@@ -152,7 +170,7 @@ impl Capture {
     /// One round: a block of each ring; what is due each second; the clock. Sleeps when there was nothing to read.
     fn turn(&mut self) -> Result<(), Failure> {
         self.take_arrivals();
-        let busy = self.read_blocks();
+        let reading = self.read();
         if self.looked.elapsed() >= LOOK_EVERY {
             self.look();
             self.mind_interfaces()?;
@@ -160,34 +178,88 @@ impl Capture {
         let prints = self.requests.prints();
         let book = &mut self.book;
         self.worker.print_on_demand(prints, Some(now()), || book.take());
-        if !busy {
-            let passed = Timestamp::from_nanos(
-                now().since(Timestamp::from_nanos(0)).saturating_sub(GRACE).as_nanos() as u64,
-            );
-            self.worker.advance(passed, || self.book.take());
-            ring::wait(&mut self.rings, WAIT_MAX).map_err(|error| Failure::new(Exit::Failure, error))?;
+        if reading != Reading::Some {
+            self.worker.advance(now().minus(GRACE), || self.book.take());
         }
-        Ok(())
-    }
-
-    /// One block of each ring that has one.
-    fn read_blocks(&mut self) -> bool {
-        let mut busy = false;
-        for ring in &mut self.rings {
-            if let Some(mut block) = ring.next_block() {
-                busy = true;
-                let (worker, book, fault) = (&mut self.worker, &mut self.book, &self.fault);
-                let (_, taken) = self.in_block.insert((block.packets(), 0));
-                block.for_each_packet(|captured| {
-                    *taken += 1;
-                    fault.strike(captured.packet.bytes);
-                    worker.handle_packet(&captured.packet, || book.take());
-                });
-                worker.flush();
-                self.in_block = None;
+        match reading {
+            Reading::Some => Ok(()),
+            Reading::Waiting => {
+                thread::sleep(NAP);
+                Ok(())
+            }
+            Reading::Nothing => {
+                ring::wait(&mut self.rings, WAIT_MAX).map_err(|error| Failure::new(Exit::Failure, error))
             }
         }
-        busy
+    }
+
+    /// Packets of the rings in the order of their capture, up to the end of a block.
+    ///
+    /// A connection may show its requests on one interface and its answers on another (a mirror with a port for each direction,
+    /// asymmetric routes), and what an answer means depends on what was asked before. A block is seen when it is full or its time is
+    /// over; so a ring that shows nothing has nothing older than that.
+    fn read(&mut self) -> Reading {
+        if let [ring] = &mut self.rings[..] {
+            let Some(block) = ring.next_block() else { return Reading::Nothing };
+            Capture::read_until(
+                block,
+                Timestamp::MAX,
+                &mut self.worker,
+                &mut self.book,
+                &mut self.in_block,
+                &self.fault,
+            );
+            return Reading::Some;
+        }
+        let now = now();
+        let settled = now.minus(SETTLED_AFTER);
+        let mut earliest: Option<(usize, Timestamp)> = None;
+        let mut limit = Timestamp::MAX;
+        for (at, ring) in self.rings.iter_mut().enumerate() {
+            let Some(next) = ring.next_timestamp() else {
+                if ring.has_block() {
+                    // It is empty or damaged; what there is to be said of it is said when it is read.
+                    earliest = Some((at, Timestamp::from_nanos(0)));
+                    break;
+                }
+                limit = limit.min(settled);
+                continue;
+            };
+            match earliest {
+                Some((_, other)) if other <= next => limit = limit.min(next),
+                _ => {
+                    limit = limit.min(earliest.map_or(Timestamp::MAX, |(_, other)| other));
+                    earliest = Some((at, next));
+                }
+            }
+        }
+        let Some((at, next)) = earliest else { return Reading::Nothing };
+        // A packet of the future comes from before the clock was set back: nothing is to be waited for.
+        if next > limit && next <= now {
+            return Reading::Waiting;
+        }
+        let limit = limit.max(next);
+        let Some(block) = self.rings[at].next_block() else { return Reading::Nothing };
+        Capture::read_until(block, limit, &mut self.worker, &mut self.book, &mut self.in_block, &self.fault);
+        Reading::Some
+    }
+
+    fn read_until(
+        mut block: Block<'_>,
+        limit: Timestamp,
+        worker: &mut Worker,
+        book: &mut Book,
+        in_block: &mut Option<(u32, u32)>,
+        fault: &Fault,
+    ) {
+        let (_, taken) = in_block.insert((block.packets_left(), 0));
+        block.for_each_packet_until(limit, |captured| {
+            *taken += 1;
+            fault.strike(captured.packet.bytes);
+            worker.handle_packet(&captured.packet, || book.take());
+        });
+        worker.flush();
+        *in_block = None;
     }
 
     /// The worker has failed. The block went back to the kernel when its guard was dropped; what was remembered of connections may
@@ -220,8 +292,11 @@ impl Capture {
     fn drain(&mut self) {
         let until = Instant::now() + GRACE;
         while Instant::now() < until {
-            if !self.read_blocks() && ring::wait(&mut self.rings, Duration::from_millis(20)).is_err() {
-                break;
+            match self.read() {
+                Reading::Some => {}
+                Reading::Waiting => thread::sleep(NAP),
+                Reading::Nothing if ring::wait(&mut self.rings, 4 * NAP).is_err() => break,
+                Reading::Nothing => {}
             }
         }
     }
