@@ -156,9 +156,11 @@ impl Capture {
             };
         }
         self.requests.stop();
+        if catch_unwind(AssertUnwindSafe(|| self.drain())).is_err() {
+            // There is no next time to fail; the last report tells.
+            drop(self.begin_anew());
+        }
         let last = AssertUnwindSafe(|| {
-            self.take_arrivals();
-            self.drain();
             self.look();
             let Capture { worker, mut book, .. } = self;
             worker.finish(Some(now()), || book.take());
@@ -290,6 +292,7 @@ impl Capture {
 
     /// The kernel keeps the last, partly filled block for its retire timeout; a capture stopped at once would lose its tail.
     fn drain(&mut self) {
+        self.take_arrivals();
         let until = Instant::now() + GRACE;
         while Instant::now() < until {
             match self.read() {

@@ -35,6 +35,12 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     for address in &choice.unrouted {
         tracing::warn!("no route to target {address}: no interface was chosen for it");
     }
+    if config.capture.workers > 1 && config.capture.promiscuous {
+        tracing::info!(
+            "packets within tunnels, and fragments, go to workers by their outer addresses: where the two directions of a \
+             connection differ in these, use one worker"
+        );
+    }
     let rings_by_worker = open_rings(&config, &choice.interfaces)?;
     let requests = Requests::from_signals().map_err(|error| Failure::new(Exit::Failure, error))?;
 
