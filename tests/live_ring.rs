@@ -499,17 +499,47 @@ fn packets_before_segmentation_come_whole() {
     }
 }
 
+fn tcp(source_port: u16, destination_port: u16, payload: &[u8]) -> Vec<u8> {
+    let ports = [source_port.to_be_bytes(), destination_port.to_be_bytes()].concat();
+    // Numbers; a header of five words with ACK; window, checksum, urgent pointer.
+    [&ports[..], &[0, 0, 0, 1, 0, 0, 0, 1], &[0x50, 0x10, 0x10, 0, 0, 0, 0, 0], payload].concat()
+}
+
+/// A request and its answer of one flow.
+fn exchange(client_port: u16, is_ipv6: bool, is_tcp: bool) -> [Vec<u8>; 2] {
+    let transport = if is_tcp { tcp } else { udp };
+    let segments = [transport(client_port, PORT, b"request"), transport(PORT, client_port, b"response")];
+    let protocol = if is_tcp { 6 } else { 17 };
+    let mut is_response = false;
+    segments.map(|segment| {
+        let packet = if is_ipv6 {
+            let mut bytes = ipv6(&[], protocol, &segment);
+            if is_response {
+                bytes[8..40].rotate_left(16);
+                // Each side chooses its own flow label.
+                bytes[2..4].copy_from_slice(&client_port.to_be_bytes());
+            }
+            ethernet(0x86dd, &bytes)
+        } else {
+            let direction = if is_response { FROM_SERVER } else { TO_SERVER };
+            ethernet(0x0800, &ipv4(&Ipv4 { protocol, ..direction }, &segment))
+        };
+        is_response = true;
+        packet
+    })
+}
+
 #[test]
 fn flows_stay_on_one_ring_of_a_group() {
     let pair = Pair::new();
-    let mut rings = pair.server.run(|| Ring::open_group(&options("veth0", spec()), 3)).unwrap();
+    let both_families = FilterSpec::new(Vec::new(), vec![PORT]);
+    let mut rings = pair.server.run(|| Ring::open_group(&options("veth0", both_families), 4)).unwrap();
     let mut packets = Vec::new();
-    for client_port in 40_000..40_200u16 {
-        packets.push(ethernet(0x0800, &ipv4(&TO_SERVER, &udp(client_port, PORT, b"request"))));
-        packets.push(ethernet(0x0800, &ipv4(&FROM_SERVER, &udp(PORT, client_port, b"response"))));
+    for flow in 0..200u16 {
+        packets.extend(exchange(40_000 + flow, flow & 1 != 0, flow & 2 != 0));
     }
     inject(&pair.client, "veth0", &packets);
-    let mut seen = [Vec::new(), Vec::new(), Vec::new()];
+    let mut seen = [Vec::new(), Vec::new(), Vec::new(), Vec::new()];
     let start = Instant::now();
     while seen.iter().map(Vec::len).sum::<usize>() < packets.len() && start.elapsed() < PATIENCE {
         ring::wait(&mut rings, Duration::from_millis(20)).unwrap();
@@ -519,8 +549,9 @@ fn flows_stay_on_one_ring_of_a_group() {
     rings.iter_mut().zip(&mut seen).for_each(|(ring, seen)| drain(ring, seen));
     assert_eq!(seen.iter().map(Vec::len).sum::<usize>(), packets.len());
     let client_port = |copied: &Copied| {
-        let port = |at: usize| u16::from_be_bytes([copied.bytes[at], copied.bytes[at + 1]]);
-        if port(20) == PORT { port(22) } else { port(20) }
+        let header = if copied.bytes[0] >> 4 == 6 { 40 } else { 20 };
+        let port = |at: usize| u16::from_be_bytes([copied.bytes[header + at], copied.bytes[header + at + 1]]);
+        if port(0) == PORT { port(2) } else { port(0) }
     };
     for seen in &seen {
         assert!(seen.len() > packets.len() / 10, "the load is spread");

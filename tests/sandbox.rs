@@ -22,10 +22,12 @@ use std::time::{Duration, Instant};
 use caps::{CapSet, Capability};
 use memtap::capture::filter::{FilterSpec, OutgoingPolicy};
 use memtap::capture::interface;
-use memtap::capture::ring::{self, BLOCK_BYTES_MIN, Ring, RingOptions, RingShape, RingState};
+use memtap::capture::ring::{self, BLOCK_BYTES_MIN, Ring, RingError, RingOptions, RingShape, RingState};
 use memtap::capture::socket::{self, PacketSocket, SocketError};
 use memtap::sandbox::{SandboxError, SandboxMode, SandboxOptions, SandboxReport, enter};
-use seccompiler::{SeccompAction, SeccompFilter};
+use seccompiler::{
+    SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
 use support::netns::Namespace;
 
 #[global_allocator]
@@ -45,7 +47,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A name, what this process does, and what the process in the sandbox does.
 type Test = (&'static str, fn(&str), fn());
 
-const TESTS: [Test; 10] = [
+const TESTS: [Test; 11] = [
     ("every_thread_has_given_up_everything", watch_threads, play_threads),
     ("what_is_not_needed_is_refused", play_elsewhere, play_refusals),
     ("threads_panics_and_logging_work_on", play_elsewhere, play_daily_life),
@@ -55,6 +57,7 @@ const TESTS: [Test; 10] = [
     ("a_kernel_without_landlock_is_told_of", play_elsewhere, play_without_landlock),
     ("a_kernel_without_seccomp_is_told_of", play_elsewhere, play_without_seccomp),
     ("few_capabilities_are_enough_to_give_them_up", play_elsewhere, play_few_capabilities),
+    ("a_kernel_without_memory_for_a_ring_is_told_of", play_elsewhere, play_without_ring_memory),
     ("no_sandbox_changes_the_user_only", play_elsewhere, play_off),
 ];
 
@@ -471,9 +474,14 @@ fn play_path_without_rights() {
 
 /// Lets a system call fail as on a kernel that does not know it.
 fn forget_call(call: i64, errno: i32) {
+    fail_call(call, vec![], errno);
+}
+
+/// Lets a system call fail, where its arguments are as in one of the rules.
+fn fail_call(call: i64, rules: Vec<SeccompRule>, errno: i32) {
     let architecture = std::env::consts::ARCH.try_into().expect("it is one that we test on");
     let action = SeccompAction::Errno(errno.cast_unsigned());
-    let filter = SeccompFilter::new([(call, vec![])].into(), SeccompAction::Allow, action, architecture);
+    let filter = SeccompFilter::new([(call, rules)].into(), SeccompAction::Allow, action, architecture);
     let program: seccompiler::BpfProgram = filter.and_then(TryInto::try_into).expect("it is a filter");
     seccompiler::apply_filter(&program).expect("filters can be installed");
 }
@@ -504,6 +512,25 @@ fn play_without_seccomp() {
     refused(libc::EACCES, Command::new("/bin/true").status());
     refused(libc::EACCES, TcpStream::connect((Ipv4Addr::LOCALHOST, 1)));
     refused(libc::EACCES, TcpListener::bind((Ipv4Addr::LOCALHOST, 1024)));
+}
+
+fn play_without_ring_memory() {
+    let argument = |index, value: i32| {
+        SeccompCondition::new(
+            index,
+            SeccompCmpArgLen::Dword,
+            SeccompCmpOp::Eq,
+            u64::from(value.cast_unsigned()),
+        )
+        .expect("arguments have numbers up to five")
+    };
+    let conditions = vec![argument(1, libc::SOL_PACKET), argument(2, libc::PACKET_RX_RING)];
+    let rule = SeccompRule::new(conditions).expect("there are conditions");
+    fail_call(libc::SYS_setsockopt, vec![rule], libc::ENOMEM);
+    let Err(error) = Ring::open(&ring_options()) else { panic!("the kernel has no memory") };
+    assert!(matches!(error, RingError::NoMemory { .. }), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("no memory for a ring") && text.contains("--ring-mb"), "{text}");
 }
 
 // Starting with less than root has.
