@@ -48,7 +48,7 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
             }
         }
         match self.connection.protocol {
-            Protocol::Tls | Protocol::Foreign => return self.give_up(whole.len()),
+            Protocol::Tls | Protocol::Foreign => return Demand::lost(0),
             Protocol::Watch => return Demand::used(whole.len()),
             _ => {}
         }
@@ -59,7 +59,7 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
                 || bytes.timestamp.since(self.connection.server_since) >= self.limits.one_sided_after;
             let believed = !self.connection.client_seen && heard_alone && bytes.segment_start;
             if !believed || !self.is_strict_hit(whole) {
-                return self.give_up(whole.len());
+                return Demand::lost(0);
             }
             self.connection.server_lost = false;
         }
@@ -96,8 +96,7 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
         if !self.connection.server_lost {
             self.lose_server();
         }
-        self.anomalies.add(Anomaly::UnparsedBytes, unread as u64);
-        Demand::lost(whole)
+        Demand::lost(whole - unread)
     }
 
     fn read_line(&mut self, rest: &[u8], bytes: &StreamBytes<'_>) -> Parsed<Extent> {

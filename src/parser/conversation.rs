@@ -168,7 +168,8 @@ impl Wire {
                 server.carry.clear();
             }
             if !demand.framed {
-                assert_eq!((demand.used, demand.skip), (rest.len(), 0));
+                assert_eq!(demand.skip, 0);
+                self.anomalies.add(Anomaly::UnparsedBytes, (rest.len() - demand.used) as u64);
                 if !std::mem::replace(&mut self.streams[side].lost, true) {
                     self.emit(StreamEvent::Gap { direction, bytes: 0 });
                 }

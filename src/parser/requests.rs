@@ -53,7 +53,7 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
             return Demand::used(0);
         }
         match self.connection.protocol {
-            Protocol::Tls | Protocol::Foreign => return self.give_up(bytes.bytes.len()),
+            Protocol::Tls | Protocol::Foreign => return Demand::lost(0),
             Protocol::Watch => return Demand::used(bytes.bytes.len()),
             _ => {}
         }
@@ -78,7 +78,7 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
             && bytes.idle
             && is_strict_request(bytes.bytes, self.connection.protocol, scratch);
         if !anchor {
-            return self.give_up(bytes.bytes.len());
+            return Demand::lost(0);
         }
         self.abandon();
         self.connection.client_lost = false;
@@ -132,13 +132,12 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
 
     /// What comes is no request. The answers to earlier ones can still be paired.
     fn lose_client(&mut self, unread: usize, whole: usize) -> Demand {
-        self.anomalies.add(Anomaly::UnparsedBytes, unread as u64);
         if !matches!(self.connection.protocol, Protocol::Tls | Protocol::Foreign) {
             self.anomalies.count(Anomaly::Resynchronised);
         }
         self.connection.client_lost = true;
         self.cut_open_request();
-        Demand::lost(whole)
+        Demand::lost(whole - unread)
     }
 
     /// Decides by the first byte, as the server does. `false` if one byte is not enough.

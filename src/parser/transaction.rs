@@ -227,8 +227,18 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
 
     fn handle_close(&mut self, direction: Direction) -> Demand {
         match direction {
-            Direction::ToServer => self.cut_open_request(),
-            Direction::ToClient => self.abandon(),
+            Direction::ToServer => {
+                self.cut_open_request();
+                if self.connection.server_lost {
+                    self.abandon();
+                }
+            }
+            // Requests may still come, and none of them waits for an answer.
+            Direction::ToClient => {
+                self.abandon();
+                self.connection.server_lost = true;
+                self.connection.one_sided = true;
+            }
         }
         Demand::used(0)
     }
@@ -250,12 +260,6 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
             request.traits = request.traits.with(Traits::CUT);
             slot = self.queue.next(slot);
         }
-    }
-
-    /// Counts bytes that nobody could read.
-    pub(super) fn give_up(&mut self, bytes: usize) -> Demand {
-        self.anomalies.add(Anomaly::UnparsedBytes, bytes as u64);
-        Demand::lost(bytes)
     }
 
     /// Nothing that is outstanding will get its answer. Slots go back.
