@@ -34,6 +34,15 @@ pub enum StreamEvent<'a> {
         /// How many (0 when the parser asked for the loss itself, or when the number is unknowable).
         bytes: u64,
     },
+    /// The last byte of a skipped body was captured. Not sent when it was lost.
+    BodyEnd {
+        /// Which way.
+        direction: Direction,
+        /// Capture time of the packet that brought it.
+        timestamp: Timestamp,
+        /// Stream position just after it; see [`StreamBytes::position`].
+        position: u32,
+    },
     /// No more bytes of this direction: FIN consumed, RST, or the flow was replaced, evicted or has expired. Sent for
     /// `ToServer` and then for `ToClient` when a whole flow ends.
     Close {

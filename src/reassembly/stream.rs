@@ -156,6 +156,9 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Listener<'_, S,
                 stream.next = stream.next.plus(narrow(skipped));
                 passage.at_start = false;
                 rest = &rest[skipped..];
+                if stream.skip == 0 {
+                    self.tell_body_end(stream, passage);
+                }
                 continue;
             }
             if passage.give_up {
@@ -252,6 +255,12 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Listener<'_, S,
     /// Tells the parser that framing is lost.
     pub(super) fn tell_gap(&mut self, direction: Direction, bytes: u64) {
         (self.emit)(&self.tuple, self.state, StreamEvent::Gap { direction, bytes });
+    }
+
+    fn tell_body_end(&mut self, stream: &Stream, passage: &Passage) {
+        let position = self.position(stream, stream.next);
+        let Passage { direction, timestamp, .. } = *passage;
+        (self.emit)(&self.tuple, self.state, StreamEvent::BodyEnd { direction, timestamp, position });
     }
 
     /// Offers bytes where they lie. Returns what is still to be taken.
