@@ -68,6 +68,8 @@ anomalies! {
     TlsFlow "tls_flows",
     /// A connection that speaks a protocol that is not memcached's.
     UnknownProtocolFlow "unknown_protocol_flows",
+    /// A connection that begins with a header of the PROXY protocol: its client's address is a proxy's.
+    ProxyHeader "proxy_headers",
     /// A UDP datagram with a frame header that memcached refuses.
     DatagramMalformed "datagrams_malformed",
     /// A UDP datagram that could not be held or whose exchange was evicted.

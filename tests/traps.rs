@@ -45,7 +45,7 @@ fn check_exact(frames: &[Frame], link: LinkType) {
 
 /// At least these shares of the base's gets counted, and of them with their outcome known.
 #[track_caller]
-fn check_lossy(frames: &[Frame], link: LinkType, counted: f64, known: f64) {
+fn check_lossy(frames: &[Frame], link: LinkType, counted: f64, known: f64) -> (f64, f64) {
     let (_, base) = base();
     let found = run_frames(frames, link);
     let (wrong, forged) = (found.wrong_outcomes(base), found.forged_keys(base));
@@ -57,6 +57,7 @@ fn check_lossy(frames: &[Frame], link: LinkType, counted: f64, known: f64) {
     let shares = format!("gets counted {:.4}, outcomes known {:.4}", seen / gets, outcomes / gets);
     assert!(seen / gets >= counted && outcomes / gets >= known, "{shares}; {:?}", found.tally);
     assert!(seen <= gets, "{shares}");
+    (seen / gets, outcomes / gets)
 }
 
 const ETHERNET: LinkType = LinkType::Ethernet;
@@ -73,7 +74,14 @@ fn loss_of_a_tenth_of_a_percent() {
 
 #[test]
 fn loss_of_one_percent() {
-    check_lossy(&t::drop_random(&base().0, 0.01, 3), ETHERNET, 0.975, 0.89);
+    // Which packets are lost moves the shares by a percent either way: all runs must hold, and their mean is the promise.
+    let (mut counted, mut known) = (0.0, 0.0);
+    for seed in [3, 10, 11, 12, 13] {
+        let shares = check_lossy(&t::drop_random(&base().0, 0.01, seed), ETHERNET, 0.97, 0.89);
+        counted += shares.0 / 5.0;
+        known += shares.1 / 5.0;
+    }
+    assert!(counted >= 0.982 && known >= 0.91, "mean: counted {counted:.4}, known {known:.4}");
 }
 
 #[test]
@@ -103,7 +111,7 @@ fn every_frame_again_behind_a_router() {
 
 #[test]
 fn reordered() {
-    check_lossy(&t::reorder(&base().0, 7), ETHERNET, 0.9998, 0.9998);
+    check_lossy(&t::reorder(&base().0, 7), ETHERNET, 1.0, 0.9998);
 }
 
 #[test]
@@ -145,7 +153,7 @@ fn found_in_mid_stream() {
 #[test]
 fn snapped() {
     check_exact(&t::snap(&base().0, 1514), ETHERNET);
-    for length in [68, 128, 256] {
+    for length in [68, 96, 128, 256] {
         let found = run_frames(&t::snap(&base().0, length), ETHERNET);
         let wrong = found.wrong_outcomes(&base().1);
         assert!(wrong.is_empty(), "snapped to {length}: {:#?}", &wrong[..wrong.len().min(8)]);

@@ -48,7 +48,7 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
             }
         }
         match self.connection.protocol {
-            Protocol::Tls | Protocol::Foreign => return self.give_up(whole.len()),
+            Protocol::Tls | Protocol::Foreign => return Demand::lost(0),
             Protocol::Watch => return Demand::used(whole.len()),
             _ => {}
         }
@@ -59,7 +59,7 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
                 || bytes.timestamp.since(self.connection.server_since) >= self.limits.one_sided_after;
             let believed = !self.connection.client_seen && heard_alone && bytes.segment_start;
             if !believed || !self.is_strict_hit(whole) {
-                return self.give_up(whole.len());
+                return Demand::lost(0);
             }
             self.connection.server_lost = false;
         }
@@ -96,8 +96,7 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
         if !self.connection.server_lost {
             self.lose_server();
         }
-        self.anomalies.add(Anomaly::UnparsedBytes, unread as u64);
-        Demand::lost(whole)
+        Demand::lost(whole - unread)
     }
 
     fn read_line(&mut self, rest: &[u8], bytes: &StreamBytes<'_>) -> Parsed<Extent> {
@@ -110,6 +109,9 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
         };
         let answer = text::parse_answer(line);
         let extent = Extent { head, body: answer.body() };
+        if matches!(answer, Answer::Version) {
+            self.connection.is_new_server = text::is_new_version(line);
+        }
         let taken = match answer {
             Answer::Value { key, .. } => self.take_value(key, &extent, bytes),
             _ => self.take_line(&answer, &extent, bytes),
@@ -203,7 +205,9 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
             return true;
         }
         let plain = matches!(answer, Answer::Refused(Refusal::Plain));
-        if std::mem::take(&mut self.connection.stray_error) && plain && !self.is_front_invalid() {
+        let strays = std::mem::take(&mut self.connection.stray_errors);
+        if strays > 0 && plain && !self.is_front_invalid() {
+            self.connection.stray_errors = strays - 1;
             self.connection.answer = None;
             return true;
         }
@@ -228,8 +232,8 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
             }
             Verdict::Done(outcome) => {
                 self.finish_front(outcome, extent.bytes());
-                self.connection.stray_error =
-                    traits.has(Traits::STRAY_BODY) && matches!(answer, Answer::Refused(_));
+                let stray = traits.has(Traits::STRAY_BODY) && matches!(answer, Answer::Refused(_));
+                self.connection.stray_errors = u8::from(stray);
                 if reply == Reply::Watch && outcome == Outcome::Ok {
                     debug_assert_eq!(command, Command::Watch);
                     self.connection.protocol = Protocol::Watch;

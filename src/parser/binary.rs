@@ -180,6 +180,32 @@ pub(super) fn parse_request(bytes: &[u8]) -> Parsed<Head<'_>> {
     Parsed::Message(Head { command, key, traits, body, extra, ..frame }, used)
 }
 
+/// Longest value that memcached stores (`ITEM_SIZE_MAX_UPPER_LIMIT`).
+const VALUE_BYTES_MAX: u64 = 1 << 30;
+
+/// Whether `bytes` begin with a request that a client would send. Values hold headers too, so everything that a header says must be
+/// legal for its opcode, and what follows the frame, where it can be seen, must be a frame.
+pub(super) fn is_strict_request(bytes: &[u8]) -> bool {
+    let (Some(header), Parsed::Message(head, used)) = (parse_header(bytes), parse_request(bytes)) else {
+        return false;
+    };
+    let Some(known) = find_opcode(header.opcode) else { return false };
+    let body_fits = match known.kind {
+        Kind::Storage => head.body <= VALUE_BYTES_MAX,
+        // Statistics and SASL have a key, and the latter a short value.
+        Kind::Keyless if matches!(known.command, Command::Stat | Command::Sasl) => {
+            head.body <= 4 * KEY_MAX as u64
+        }
+        Kind::Keyless => {
+            head.body == header.extras_bytes as u64 && header.extras_bytes <= usize::from(known.extras)
+        }
+        Kind::Retrieval | Kind::Deletion | Kind::Arithmetic | Kind::Touch => head.body == 0,
+    };
+    let end = usize::try_from(head.body).map_or(usize::MAX, |body| used.saturating_add(body));
+    // The status of an answer stands where a request has its bucket, which no client of memcached uses.
+    body_fits && header.status == 0 && bytes.get(end).is_none_or(|&magic| magic == REQUEST_MAGIC)
+}
+
 /// The value with which an arithmetic request creates its item, if it may. No other request has twenty bytes of extras.
 fn initial_value(extras: &[u8]) -> Option<u64> {
     let extras: &[u8; 20] = extras.try_into().ok()?;

@@ -1,5 +1,6 @@
 //! Conversations in the binary protocol.
 
+use super::binary::is_strict_request;
 use super::conversation::{Turn, Wire, check, check_with};
 use crate::model::Direction;
 
@@ -87,6 +88,28 @@ fn c(frames: &[Frame]) -> Turn {
 
 fn s(frames: &[Frame]) -> Turn {
     Turn::Server(join(frames))
+}
+
+#[test]
+fn inside_a_value_only_a_header_that_a_client_would_send_is_believed() {
+    let frame = |opcode: u8, key: u16, extras: u8, body: u32| {
+        let mut bytes = vec![0x80, opcode];
+        bytes.extend(key.to_be_bytes());
+        bytes.extend([extras, 0, 0, 0]);
+        bytes.extend(body.to_be_bytes());
+        bytes.extend([0; 12]);
+        bytes.extend([b'k'; 40]);
+        bytes
+    };
+    // A get has no value; lengths beyond what the server takes; another frame does not follow; an opcode that is none.
+    assert!(!is_strict_request(&frame(0x00, 5, 0, 0x424d_2f75)));
+    assert!(!is_strict_request(&frame(0x01, 5, 8, 0xffff_fff0)));
+    assert!(!is_strict_request(&frame(0x00, 5, 0, 5)));
+    assert!(!is_strict_request(&frame(0x35, 5, 0, 5)));
+    assert!(!is_strict_request(&frame(0x0a, 0, 0, 7)));
+    assert!(is_strict_request(&frame(0x00, 5, 0, 5)[..29]));
+    assert!(is_strict_request(&frame(0x01, 5, 8, 1000)));
+    assert!(is_strict_request(&[frame(0x0d, 40, 0, 40), frame(0x0a, 0, 0, 0)[..24].to_vec()].concat()));
 }
 
 #[test]

@@ -125,6 +125,7 @@ impl Wire {
         let stream = &mut self.streams[side];
         let skipped = stream.skip.min(bytes.len() as u64) as usize;
         stream.skip -= skipped as u64;
+        let body_end = (skipped > 0 && stream.skip == 0).then(|| here.wrapping_add(skipped as u32));
         stream.position = here.wrapping_add(bytes.len() as u32);
         let mut start = skipped == 0;
         let mut rest = bytes[skipped..].to_vec();
@@ -133,6 +134,10 @@ impl Wire {
             start = stream.carry_is_start;
         }
         let end = stream.position;
+        if let Some(position) = body_end {
+            let timestamp = Timestamp::from_nanos(self.now);
+            self.emit(StreamEvent::BodyEnd { direction, timestamp, position });
+        }
         self.offer(direction, rest, end, start, |bytes, position, segment_start| StreamBytes {
             direction,
             bytes,
@@ -168,7 +173,8 @@ impl Wire {
                 server.carry.clear();
             }
             if !demand.framed {
-                assert_eq!((demand.used, demand.skip), (rest.len(), 0));
+                assert_eq!(demand.skip, 0);
+                self.anomalies.add(Anomaly::UnparsedBytes, (rest.len() - demand.used) as u64);
                 if !std::mem::replace(&mut self.streams[side].lost, true) {
                     self.emit(StreamEvent::Gap { direction, bytes: 0 });
                 }

@@ -2,6 +2,7 @@
 
 use super::conversation::{Knowledge, Wire};
 use super::{Connection, ParserLimits};
+use crate::anomaly::Anomaly;
 use crate::model::{Direction, Transport};
 use std::time::Duration;
 
@@ -252,7 +253,51 @@ fn a_full_queue_sheds_and_recovers() {
 fn a_line_without_end_is_given_up() {
     let mut wire = Wire::new();
     wire.client(&[b'x'; 1500]).client(&[b'y'; 1500]).client(b"get a\r\n").server(b"END\r\n");
-    check(&mut wire, "get a miss 7/5", "unparsed_bytes=3000 resynchronised=1 lines_too_long=1");
+    // Only the second exchange shows that the first was one.
+    assert_eq!(wire.report(), "");
+    wire.client(b"get b\r\n").server(b"END\r\n");
+    check(
+        &mut wire,
+        "get a miss 7/5
+         get b miss 7/5",
+        "unparsed_bytes=3000 resynchronised=1 lines_too_long=1",
+    );
+}
+
+#[test]
+fn what_looks_like_requests_before_the_server_was_heard_waits_for_an_answer_that_fits() {
+    // The inside of a value, whose store is answered then.
+    let mut wire = Wire::midstream();
+    wire.client(b"get forged\r\nset forged2 0 0 1 noreply\r\nx\r\n").server(b"STORED\r\n");
+    wire.client(b"get a\r\n").server(b"END\r\n").client(b"get b\r\n").server(b"END\r\n");
+    assert!(!wire.report().contains("forged"), "{}", wire.report());
+    wire.close();
+    assert_eq!(wire.count_of(Anomaly::UnmatchedRequest), 2);
+    // The same bytes, answered as requests are.
+    let mut wire = Wire::midstream();
+    wire.client(b"get a\r\nset b 0 0 1 noreply\r\nx\r\n")
+        .server(b"END\r\n")
+        .client(b"get c\r\n")
+        .server(b"END\r\n");
+    check(
+        &mut wire,
+        "get a miss 7/5
+         set b unseen 24/0 quiet
+         get c miss 7/5",
+        "",
+    );
+}
+
+#[test]
+fn a_client_in_mid_stream_whose_server_is_not_captured_is_believed_after_a_while() {
+    let mut wire = Wire::midstream();
+    for _ in 0..4 {
+        wire.client(b"set k 0 0 1 noreply\r\nx\r\n");
+    }
+    assert_eq!(wire.report(), "");
+    wire.advance(1_000_000);
+    wire.client(b"get a\r\n");
+    assert_eq!(wire.report().lines().count(), 5, "{}", wire.report());
 }
 
 #[test]

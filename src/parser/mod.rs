@@ -8,6 +8,7 @@ mod answers;
 mod binary;
 mod command;
 mod meta;
+mod proxy;
 mod queue;
 mod requests;
 mod text;

@@ -6,13 +6,13 @@
 use super::binary::{self, Parsed};
 use super::command::{Head, Syntax, find_verb};
 use super::queue::{KEY_MAX, NONE, Reply, Request, Traits};
-use super::token::{Tokens, is_plausible_key, split_line};
+use super::token::{Tokens, before_nul, is_plausible_key, split_line};
 use super::transaction::{KeyList, Protocol, Session};
-use super::{Observation, ObservationNotes, text};
+use super::{Observation, ObservationNotes, proxy, text};
 use crate::anomaly::Anomaly;
 use crate::model::{Command, Outcome, Timestamp, Transport};
 use crate::reassembly::{Demand, StreamBytes};
-use memchr::memchr2;
+use memchr::{memchr, memchr2, memchr3};
 
 /// Content types of TLS records: change of cipher, alert, handshake, application data (RFC 8446, 5.1).
 const TLS_CONTENT: std::ops::RangeInclusive<u8> = 0x14..=0x17;
@@ -49,11 +49,16 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
             // Each datagram chooses its protocol.
             self.connection.protocol = Protocol::Undecided;
         }
-        if self.connection.protocol == Protocol::Undecided && !self.decide_protocol(bytes) {
-            return Demand::used(0);
+        if self.connection.protocol == Protocol::Undecided {
+            if let Some(demand) = self.pass_proxy_header(bytes, scratch) {
+                return demand;
+            }
+            if !self.decide_protocol(bytes) {
+                return Demand::used(0);
+            }
         }
         match self.connection.protocol {
-            Protocol::Tls | Protocol::Foreign => return self.give_up(bytes.bytes.len()),
+            Protocol::Tls | Protocol::Foreign => return Demand::lost(0),
             Protocol::Watch => return Demand::used(bytes.bytes.len()),
             _ => {}
         }
@@ -65,8 +70,8 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
             if self.connection.server_lost && !self.connection.one_sided {
                 return self.rejoin_server(bytes, scratch);
             }
-            if self.connection.provisional && self.connection.line.front == NONE {
-                self.confirm();
+            if self.connection.provisional {
+                self.confirm_if_all_is_answered();
             }
         }
         self.read_requests(bytes, scratch)
@@ -78,11 +83,12 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
             && bytes.idle
             && is_strict_request(bytes.bytes, self.connection.protocol, scratch);
         if !anchor {
-            return self.give_up(bytes.bytes.len());
+            return Demand::lost(0);
         }
         self.abandon();
         self.connection.client_lost = false;
         self.connection.keys = KeyList::default();
+        self.connection.unproven = !self.connection.server_seen;
         if self.connection.protocol == Protocol::Undecided {
             self.connection.protocol = Protocol::Text;
         }
@@ -96,7 +102,7 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
     fn rejoin_server(&mut self, bytes: &StreamBytes<'_>, scratch: &mut [u8; 256]) -> Demand {
         self.abandon();
         self.connection.server_lost = false;
-        self.connection.provisional = !bytes.quiescent;
+        self.connection.provisional = !bytes.quiescent || self.connection.unproven;
         let demand = self.read_requests(bytes, scratch);
         if demand.used == 0 || !demand.framed {
             self.connection.server_lost = true;
@@ -104,6 +110,22 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
             return demand;
         }
         Demand { anchored: !self.connection.server_lost, ..demand }
+    }
+
+    /// The client waits for nothing more: the pairing was right if there is nothing that it should wait for.
+    fn confirm_if_all_is_answered(&mut self) {
+        if self.connection.unproven && !self.connection.server_seen {
+            return;
+        }
+        let front = |connection: &super::Connection| connection.line.front;
+        while front(self.connection) != NONE
+            && self.queue.request(front(self.connection)).reply == Reply::Nothing
+        {
+            self.pass_front();
+        }
+        if front(self.connection) == NONE {
+            self.confirm();
+        }
     }
 
     fn read_requests(&mut self, bytes: &StreamBytes<'_>, scratch: &mut [u8; 256]) -> Demand {
@@ -132,13 +154,38 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
 
     /// What comes is no request. The answers to earlier ones can still be paired.
     fn lose_client(&mut self, unread: usize, whole: usize) -> Demand {
-        self.anomalies.add(Anomaly::UnparsedBytes, unread as u64);
         if !matches!(self.connection.protocol, Protocol::Tls | Protocol::Foreign) {
             self.anomalies.count(Anomaly::Resynchronised);
         }
         self.connection.client_lost = true;
         self.cut_open_request();
-        Demand::lost(whole)
+        Demand::lost(whole - unread)
+    }
+
+    /// Passes over a header of the PROXY protocol before the connection's first request.
+    fn pass_proxy_header(&mut self, bytes: &StreamBytes<'_>, scratch: &mut [u8; 256]) -> Option<Demand> {
+        if self.connection.client_lost || self.transport == Transport::Udp {
+            return None;
+        }
+        match proxy::read(bytes.bytes) {
+            proxy::Front::Header { head, addresses, lines } => {
+                self.anomalies.count(Anomaly::ProxyHeader);
+                self.connection.stray_errors = lines;
+                let rest = bytes.bytes.get(head + addresses as usize..).unwrap_or_default();
+                if rest.is_empty() {
+                    return Some(Demand::skip(head, addresses));
+                }
+                let passed = bytes.bytes.len() - rest.len();
+                let position = bytes.position.wrapping_add(passed as u32);
+                let rest = StreamBytes { bytes: rest, position, segment_start: false, ..*bytes };
+                // Whatever comes, it is no second header: recursion ends here.
+                self.decide_protocol(&rest);
+                let demand = self.handle_requests(&rest, scratch);
+                Some(Demand { used: passed + demand.used, ..demand })
+            }
+            proxy::Front::Incomplete => Some(Demand::used(0)),
+            proxy::Front::Other => None,
+        }
     }
 
     /// Decides by the first byte, as the server does. `false` if one byte is not enough.
@@ -188,6 +235,7 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
             self.anomalies.count(Anomaly::LineTooLong);
             return Step::Lost;
         };
+        let line = if self.connection.is_new_server { line } else { before_nul(line) };
         let mut tokens = Tokens::new(line);
         let head = match tokens.next().map(find_verb) {
             Some(Some(verb)) => {
@@ -243,13 +291,26 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
 
     /// One token of a key list.
     fn step_keys(&mut self, rest: &[u8], place: Place) -> Step {
+        if self.connection.keys.ended {
+            let Some(end) = memchr(b'\n', rest) else {
+                self.charge(rest.len());
+                return Step::Used(rest.len());
+            };
+            self.charge(end + 1);
+            self.end_keys(Place { position: place.position.wrapping_add(end as u32 + 1), ..place });
+            return Step::Used(end + 1);
+        }
         if rest[0] == b' ' {
             self.connection.keys.overlong = false;
             let spaces = rest.iter().take_while(|&&byte| byte == b' ').count();
             self.charge(spaces);
             return Step::Used(spaces);
         }
-        let Some(end) = memchr2(b' ', b'\n', rest) else {
+        let end = match self.connection.is_new_server {
+            true => memchr2(b' ', b'\n', rest),
+            false => memchr3(b' ', b'\n', 0, rest),
+        };
+        let Some(end) = end else {
             // A carriage return may stand behind the longest key.
             if rest.len() <= KEY_MAX + 1 && !self.connection.keys.overlong {
                 return Step::Incomplete;
@@ -259,7 +320,8 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
             return Step::Used(rest.len());
         };
         let ends_line = rest[end] == b'\n';
-        let used = end + usize::from(ends_line);
+        let ends_keys = rest[end] == 0;
+        let used = end + usize::from(ends_line || ends_keys);
         let token = &rest[..end];
         let token = if ends_line { token.strip_suffix(b"\r").unwrap_or(token) } else { token };
         let keys = &mut self.connection.keys;
@@ -272,6 +334,7 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
             self.queue_key(token, used, place);
         }
         self.connection.keys.overlong = false;
+        self.connection.keys.ended = ends_keys;
         if ends_line {
             self.end_keys(Place { position: place.position.wrapping_add(used as u32), ..place });
         }
@@ -359,6 +422,15 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
                     self.limits.item_size_max,
                 );
             let outcome = if too_large { Outcome::TooLarge } else { Outcome::Unseen };
+            if self.connection.unproven && !self.connection.one_sided {
+                // It waits with the others until an answer proves them.
+                request.outcome = Some(outcome);
+                request.reply = Reply::Nothing;
+                request.traits = Traits::LAST.with(Traits::QUIET);
+                self.push(request, head.key);
+                self.give_up_waiting(place.timestamp);
+                return;
+            }
             self.report(&request, head.key, outcome);
             return;
         }
@@ -392,10 +464,7 @@ fn is_strict_request(bytes: &[u8], protocol: Protocol, scratch: &mut [u8; 256]) 
         protocol => protocol == Protocol::Binary,
     };
     if binary {
-        return match binary::parse_request(bytes) {
-            Parsed::Message(head, _) => head.command != Command::Unknown,
-            _ => false,
-        };
+        return binary::is_strict_request(bytes);
     }
     let Some((line, used)) = split_line(bytes) else { return false };
     if !bytes[..used].ends_with(b"\r\n") || line.first().is_none_or(|byte| !byte.is_ascii_lowercase()) {

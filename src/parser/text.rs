@@ -225,6 +225,16 @@ fn parse_rare_answer(line: &[u8]) -> Answer<'_> {
     }
 }
 
+/// Whether a `VERSION x.y.z` line names a server of 1.6.40 or newer, whose text parser follows other rules in what is malformed.
+pub(super) fn is_new_version(line: &[u8]) -> bool {
+    const FIRST_NEW: [u64; 3] = [1, 6, 40];
+    let version = line.strip_prefix(b"VERSION ").unwrap_or_default();
+    let mut numbers =
+        version.split(|&byte| !byte.is_ascii_digit()).map(|part| parse_unsigned(part).unwrap_or(0));
+    let version = std::array::from_fn(|_| numbers.next().unwrap_or(0));
+    version >= FIRST_NEW
+}
+
 fn client_refusal(text: &[u8]) -> Refusal {
     match text {
         b" bad data chunk" => Refusal::BadChunk,
@@ -318,7 +328,7 @@ fn judge_refusal(request: &Request, key: &[u8], refusal: Refusal, item_size_max:
             stores && (!quiet || is_too_large(request.extra, key.len(), false, item_size_max))
         }
         Refusal::NoMemoryToStore => stores || counts,
-        Refusal::Server => true,
+        Refusal::Server => request.reply != Reply::Nothing,
     };
     // `quit` and `shutdown` say nothing, but `ERROR: shutdown not enabled` is an answer.
     let possible = possible && request.command != Command::Quit;

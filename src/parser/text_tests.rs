@@ -1,6 +1,8 @@
 //! Classic text conversations.
 
 use super::conversation::{Turn, Wire, c, check, check_with, converse, s};
+use super::text::is_new_version;
+use crate::model::Direction;
 use std::time::Duration;
 
 #[test]
@@ -298,10 +300,68 @@ fn latency_runs_from_the_completing_packet_to_the_first_of_the_answer() {
 }
 
 #[test]
+fn latency_of_a_store_runs_from_the_packet_that_completes_its_body() {
+    let mut wire = Wire::new();
+    wire.client(b"set k 0 0 10\r\n012");
+    wire.advance(500);
+    wire.client(b"345").client(b"6789\r\n");
+    wire.advance(20);
+    wire.server(b"STORED\r\n");
+    // A body that is refused before it has come, and one of a later packet.
+    wire.client(b"set l 0 0 10\r\n01")
+        .server(b"SERVER_ERROR object too large for cache\r\n")
+        .client(b"23456789\r\n");
+    wire.client(b"set m 0 0 2\r\nx").client(b"y\r\nget n\r\n");
+    wire.advance(40);
+    wire.server(b"STORED\r\nEND\r\n");
+    let latencies: Vec<_> =
+        wire.seen.iter().map(|seen| seen.latency.map(|latency| latency.as_micros())).collect();
+    assert_eq!(latencies, [Some(30), None, Some(50), Some(50)]);
+}
+
+#[test]
 fn no_latency_where_none_can_be_told() {
     let mut wire = Wire::new();
-    wire.client(b"set k 0 0 10\r\n01234").client(b"56789\r\n").server(b"STORED\r\n");
     wire.client(b"set k 0 0 1 noreply\r\nx\r\n").client(b"set k 0 0 1\r\nx\r\n").server(b"STORED\r\n");
+    // The end of the body was not captured.
+    wire.client(b"set k 0 0 10\r\n01234").gap(Direction::ToServer, 7).server(b"STORED\r\n");
     let latencies: Vec<_> = wire.seen.iter().map(|seen| seen.latency.is_some()).collect();
-    assert_eq!(latencies, [false, false, true]);
+    assert_eq!(latencies, [false, true, false]);
+    assert_eq!(wire.report().lines().last(), Some("set k stored 26/8"));
+}
+
+#[test]
+fn proxy_headers_are_passed_over() {
+    let v2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\x0a\0\0\x01\x0a\0\0\x02\x9c\x40\x2b\xcb";
+    for header in [&b"PROXY TCP4 10.0.0.1 10.0.0.2 40000 11211\r\n"[..], v2] {
+        for (errors, piece) in [("", 1), ("", 500), ("ERROR\r\n", 1), ("ERROR\r\n", 500)] {
+            let request = [header, b"get a b\r\n"].concat();
+            let answer = format!("{errors}VALUE b 0 1\r\nx\r\nEND\r\n").into_bytes();
+            let wire = converse(&[Turn::Client(request), Turn::Server(answer)], || piece);
+            assert_eq!(wire.report(), "get a miss 5/0\nget b hit 4/21\n");
+            assert_eq!(wire.confessions(), "proxy_headers=1");
+        }
+    }
+    // Inside of a connection it is a line like any other.
+    check(&[c("get a\nPROXY x\n"), s("END\nERROR\n")], "get a miss 7/5\nunknown - error 9/7");
+    check(&[c("\nget a\n"), s("ERROR\nEND\n")], "unknown - error 2/7\nget a miss 7/5");
+}
+
+#[test]
+fn lines_end_at_a_bare_newline_and_old_servers_stop_at_a_nul() {
+    let turn = |text: &str| Turn::Client(text.as_bytes().to_vec());
+    check(&[turn("get a\nset b 0 0 1\nx\r\n"), s("END\nSTORED\n")], "get a miss 6/5\nset b stored 15/8");
+    check(
+        &[turn("get a\0b c\r\ndelete d\0e\r\nget f\r\n"), s("END\nDELETED\nEND\n")],
+        "get a miss 11/5\ndelete d hit 12/9\nget f miss 7/5",
+    );
+    // Since 1.6.40 a line is no C string.
+    check(
+        &[c("version\n"), s("VERSION 1.6.41\n"), turn("get a\0b c\r\n"), s("END\n")],
+        "version - ok 9/16\nget a\\x00b miss 7/0\nget c miss 4/5",
+    );
+    assert!(!is_new_version(b"VERSION 1.6.39_beta1") && !is_new_version(b"VERSION 1.5.22"));
+    assert!(
+        is_new_version(b"VERSION 1.6.40") && is_new_version(b"VERSION 2.0") && !is_new_version(b"VERSION x")
+    );
 }

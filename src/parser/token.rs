@@ -12,6 +12,11 @@ pub(super) fn split_line(bytes: &[u8]) -> Option<(&[u8], usize)> {
     Some((line.strip_suffix(b"\r").unwrap_or(line), newline + 1))
 }
 
+/// What servers before 1.6.40 see of a line: what stands before the first NUL (`process_command_ascii` takes it for a C string).
+pub(super) fn before_nul(line: &[u8]) -> &[u8] {
+    memchr(0, line).map_or(line, |end| &line[..end])
+}
+
 /// The tokens of a line, in order.
 #[derive(Clone, Debug)]
 pub(super) struct Tokens<'a> {

@@ -79,6 +79,8 @@ pub(super) struct KeyList {
     pub(super) expiry_next: bool,
     /// Inside a token that is too long for a key.
     pub(super) overlong: bool,
+    /// The server reads no further in this line: a NUL was passed.
+    pub(super) ended: bool,
     /// A packet edge was passed since the line began.
     pub(super) spans_packets: bool,
 }
@@ -119,8 +121,13 @@ pub struct Connection {
     pub(super) provisional: bool,
     /// The front request has part of its answer.
     pub(super) answering: bool,
-    /// An old server may answer a refused body as one more command.
-    pub(super) stray_error: bool,
+    /// Errors that may still come for bytes that were no request of their own: an old server answers a refused body as one more
+    /// command, and any server the lines of a PROXY header.
+    pub(super) stray_errors: u8,
+    /// The server said that it is 1.6.40 or newer: the text parser was replaced then.
+    pub(super) is_new_server: bool,
+    /// Taken up in mid-stream before the server was heard: until an answer fits, what looks like requests may be the inside of a value.
+    pub(super) unproven: bool,
     /// Lines that were no command since the last one that was.
     pub(super) unknown_lines: u16,
 }
@@ -145,7 +152,9 @@ impl Default for Connection {
             one_sided: false,
             provisional: false,
             answering: false,
-            stray_error: false,
+            stray_errors: 0,
+            is_new_server: false,
+            unproven: false,
             unknown_lines: 0,
         }
     }
@@ -190,6 +199,10 @@ impl Transactions {
                 Direction::ToClient => session.handle_answers(&bytes),
             },
             StreamEvent::Gap { direction, bytes } => session.handle_gap(direction, bytes),
+            StreamEvent::BodyEnd { direction: Direction::ToServer, timestamp, position } => {
+                session.end_body(timestamp, position)
+            }
+            StreamEvent::BodyEnd { .. } => Demand::used(0),
             StreamEvent::Close { direction } => session.handle_close(direction),
         }
     }
@@ -225,10 +238,33 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
         Demand::lost(0)
     }
 
+    /// A request is complete with its body: the last in the queue, if its answer did not come before that.
+    fn end_body(&mut self, timestamp: Timestamp, position: u32) -> Demand {
+        let tail = self.connection.line.tail;
+        if tail != NONE {
+            let request = self.queue.request_mut(tail);
+            if request.traits.has(Traits::UNTIMED) && request.end == position {
+                request.timestamp = timestamp;
+                request.traits = request.traits.without(Traits::UNTIMED);
+            }
+        }
+        Demand::used(0)
+    }
+
     fn handle_close(&mut self, direction: Direction) -> Demand {
         match direction {
-            Direction::ToServer => self.cut_open_request(),
-            Direction::ToClient => self.abandon(),
+            Direction::ToServer => {
+                self.cut_open_request();
+                if self.connection.server_lost {
+                    self.abandon();
+                }
+            }
+            // Requests may still come, and none of them waits for an answer.
+            Direction::ToClient => {
+                self.abandon();
+                self.connection.server_lost = true;
+                self.connection.one_sided = true;
+            }
         }
         Demand::used(0)
     }
@@ -252,12 +288,6 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
         }
     }
 
-    /// Counts bytes that nobody could read.
-    pub(super) fn give_up(&mut self, bytes: usize) -> Demand {
-        self.anomalies.add(Anomaly::UnparsedBytes, bytes as u64);
-        Demand::lost(bytes)
-    }
-
     /// Nothing that is outstanding will get its answer. Slots go back.
     pub(super) fn abandon(&mut self) {
         let connection = &mut *self.connection;
@@ -265,7 +295,7 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
         connection.cursor = NONE;
         connection.answer = None;
         connection.answering = false;
-        connection.stray_error = false;
+        connection.stray_errors = 0;
         while self.connection.line.head != NONE {
             let held = self.connection.line.held > 0;
             self.release(held);
@@ -287,6 +317,7 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
 
     /// The pairing is right: what was held back is true.
     pub(super) fn confirm(&mut self) {
+        self.connection.unproven = false;
         if self.connection.provisional {
             self.connection.provisional = false;
             while self.connection.line.held > 0 {
@@ -303,8 +334,11 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
             Some(outcome) if !as_unseen => outcome,
             _ => Outcome::Unseen,
         };
-        if outcome == Outcome::Unseen && request.is_promised() {
+        if outcome == Outcome::Unseen && (request.is_promised() || self.connection.unproven) {
             self.anomalies.count(Anomaly::UnmatchedRequest);
+        }
+        if outcome == Outcome::Unseen && self.connection.unproven && !self.connection.one_sided {
+            return;
         }
         let timed = outcome != Outcome::Unseen
             && request.answered != Timestamp::ZERO
@@ -430,6 +464,7 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
             self.connection.one_sided = true;
             self.connection.server_lost = true;
             self.abandon();
+            self.connection.unproven = false;
         }
     }
 

@@ -34,6 +34,15 @@ pub enum StreamEvent<'a> {
         /// How many (0 when the parser asked for the loss itself, or when the number is unknowable).
         bytes: u64,
     },
+    /// The last byte of a skipped body was captured. Not sent when it was lost.
+    BodyEnd {
+        /// Which way.
+        direction: Direction,
+        /// Capture time of the packet that brought it.
+        timestamp: Timestamp,
+        /// Stream position just after it; see [`StreamBytes::position`].
+        position: u32,
+    },
     /// No more bytes of this direction: FIN consumed, RST, or the flow was replaced, evicted or has expired. Sent for
     /// `ToServer` and then for `ToClient` when a whole flow ends.
     Close {
@@ -94,7 +103,8 @@ impl Demand {
         Demand { used, skip, framed: true, anchored: false }
     }
 
-    /// All of it was looked at; the direction is not framed.
+    /// The first `used` bytes were read, the rest is no message that is known here: the direction is not framed, and the rest
+    /// counts as unparsed.
     pub const fn lost(used: usize) -> Demand {
         Demand { used, skip: 0, framed: false, anchored: false }
     }
@@ -102,7 +112,8 @@ impl Demand {
 
 /// What reassembly counts for one target between two interval closes, beside the events that it emits.
 ///
-/// Accounting identity, per direction: `payload_bytes` = bytes that the parser used or skipped or gave up as unparsed.
+/// Accounting identity, once all flows are closed: `payload_bytes` = `parsed_bytes` + `skipped_bytes` + the anomaly
+/// `UnparsedBytes` (which has no direction). While flows are open, unfinished message heads are in the first only.
 /// Gaps are not in it; nor are duplicates. It is counted by wire length, each stream byte once; bytes that are missing
 /// inside skipped bodies are in it. Bytes that wait for others are counted when they are delivered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -111,6 +122,10 @@ pub struct TargetTally {
     pub anomalies: AnomalyCounts,
     /// Payload bytes [to server, to client], duplicates and gaps excluded, UDP frame headers excluded.
     pub payload_bytes: [u64; 2],
+    /// Of these, bytes that the parser used: heads of messages, and bodies that lay whole in what it was lent.
+    pub parsed_bytes: [u64; 2],
+    /// Of these, bytes of bodies that were passed over by count, missing ones included.
+    pub skipped_bytes: [u64; 2],
     /// Packets [to server, to client], with or without payload, copies included.
     pub packets: [u64; 2],
     /// Packets with payload [to server, to client].

@@ -151,10 +151,14 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Listener<'_, S,
         while !rest.is_empty() {
             if stream.skip > 0 {
                 let skipped = rest.len().min(stream.skip as usize);
+                self.count_skipped(passage.direction, skipped);
                 stream.skip -= narrow(skipped);
                 stream.next = stream.next.plus(narrow(skipped));
                 passage.at_start = false;
                 rest = &rest[skipped..];
+                if stream.skip == 0 {
+                    self.tell_body_end(stream, passage);
+                }
                 continue;
             }
             if passage.give_up {
@@ -184,6 +188,7 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Listener<'_, S,
             stream.skip -= free;
             stream.next = stream.next.plus(free);
             self.tally.payload_bytes[passage.direction.index()] += u64::from(free);
+            self.count_skipped(passage.direction, free as usize);
             self.tally.anomalies.add(Anomaly::BodyHoleBytes, u64::from(free));
         }
         let missing = hole - free;
@@ -221,6 +226,16 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Listener<'_, S,
         self.tally.anomalies.add(Anomaly::UnparsedBytes, bytes as u64);
     }
 
+    #[inline(always)]
+    fn count_parsed(&mut self, direction: Direction, bytes: usize) {
+        self.tally.parsed_bytes[direction.index()] += bytes as u64;
+    }
+
+    #[inline(always)]
+    fn count_skipped(&mut self, direction: Direction, bytes: usize) {
+        self.tally.skipped_bytes[direction.index()] += bytes as u64;
+    }
+
     /// Framing is lost at `at` for another reason than missing bytes.
     pub(super) fn lose(&mut self, stream: &mut Stream, passage: &mut Passage, at: SeqNumber) {
         self.drop_carry(stream);
@@ -242,6 +257,12 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Listener<'_, S,
         (self.emit)(&self.tuple, self.state, StreamEvent::Gap { direction, bytes });
     }
 
+    fn tell_body_end(&mut self, stream: &Stream, passage: &Passage) {
+        let position = self.position(stream, stream.next);
+        let Passage { direction, timestamp, .. } = *passage;
+        (self.emit)(&self.tuple, self.state, StreamEvent::BodyEnd { direction, timestamp, position });
+    }
+
     /// Offers bytes where they lie. Returns what is still to be taken.
     #[inline]
     fn offer_in_place<'b>(&mut self, stream: &mut Stream, passage: &mut Passage, rest: &'b [u8]) -> &'b [u8] {
@@ -252,6 +273,7 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Listener<'_, S,
         };
         debug_assert!(demand.used <= rest.len(), "the parser used bytes that it was not lent");
         let used = demand.used.min(rest.len());
+        self.count_parsed(passage.direction, used);
         let rest = &rest[used..];
         stream.next = stream.next.plus(narrow(used));
         if !self.obey(stream, passage, demand, stream.next) {
@@ -286,6 +308,7 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Listener<'_, S,
                 (self.emit)(&self.tuple, self.state, event)
             };
             let used = demand.used.min(length);
+            self.count_parsed(passage.direction, used);
             self.carries.remove_front(carry, used);
             if !self.obey(stream, passage, demand, start.plus(narrow(used))) {
                 // `obey` has dropped the carry with all that was left in it.
@@ -294,6 +317,7 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Listener<'_, S,
                 return &[];
             }
             let skipped = (length - used).min(stream.skip as usize);
+            self.count_skipped(passage.direction, skipped);
             let gone = used + skipped;
             if gone >= carried {
                 stream.skip -= narrow(skipped);

@@ -62,6 +62,7 @@ impl Recorder {
                 toy.lost[direction.index()] = true;
                 self.log.push(format!("{}gap {bytes}", sign(direction)));
             }
+            StreamEvent::BodyEnd { .. } => {}
             StreamEvent::Close { direction } => {
                 self.closes += 1;
                 self.log.push(format!("{}close", sign(direction)));
