@@ -73,6 +73,15 @@ pub fn replay_all(recording: &Path, arguments: &[&str]) -> Vec<Value> {
         .collect()
 }
 
+/// A number of bytes as reports write it: `1.2 MB`.
+pub fn readable_bytes(bytes: u64) -> String {
+    let (unit, name) = [(1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")]
+        .into_iter()
+        .find(|(unit, _)| bytes as f64 >= *unit)
+        .expect("more than nothing");
+    format!("{:.1} {name}", bytes as f64 / unit)
+}
+
 /// The figure at a path of names, 0 where it is absent (outcomes that did not occur are left out).
 pub fn figure(report: &Value, path: &[&str]) -> i64 {
     path.iter().try_fold(report, |value, name| value.get(name)).and_then(Value::as_i64).unwrap_or(0)
