@@ -4,7 +4,8 @@
 //! settings in [`crate::config`]. From there, too, help shows each flag's variable, key and default.
 
 use crate::config::{
-    ColorChoice, Config, ConfigError, FlagValue, LoadLadder, Loaded, LogFormat, LogLevel, Over, SETTINGS,
+    ColorChoice, Config, ConfigError, FlagValue, LoadLadder, Loaded, LogFormat, LogLevel, OutMode, Over,
+    SETTINGS,
 };
 use crate::report::{ClientView, Metric, OutputFormat, PrivacyMode};
 use crate::sandbox::SandboxMode;
@@ -37,21 +38,93 @@ pub enum Action {
     ///
     /// Reads pcap and pcapng, also compressed as .gz and .zst.
     Replay(ReplayArgs),
+    /// One line a second, after the manner of vmstat: rates, hit ratio, loss, the hottest key.
+    ///
+    /// Live, or of recordings. Figures are per second in powers of ten; the time is UTC. The defaults are -w 1s -n 0 -o stat
+    /// --over interval to standard output, whatever the file says; variables and flags change them.
+    Stat(StatArgs),
+    /// For scripts: N whole intervals, then the end; exit code 3 when a condition held.
+    ///
+    /// Live, or of recordings. Live the default is -n 1, and the interval that has begun already is left out. Reports go to standard
+    /// output, whatever the file says.
+    Report(ReportArgs),
     /// Say what would be seen and why not: privileges, interfaces, listeners, directions, protocols.
-    Doctor(Options),
+    Doctor(DoctorArgs),
     /// Check, show or print a configuration.
     Config(ConfigArgs),
+    /// Print the completions of a shell.
+    ///
+    /// For bash: memtap completions bash > /etc/bash_completion.d/memtap
+    Completions {
+        /// The shell.
+        #[arg(value_name = "SHELL")]
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page of memtap or of a subcommand, in roff; or write them all.
+    ///
+    /// To read it: memtap man run | man -l -
+    Man(ManArgs),
 }
 
 /// What `replay` takes.
 #[derive(Clone, Debug, Args)]
 pub struct ReplayArgs {
-    /// Recordings, read in the order given.
+    /// Recordings; the packets of several are put in order of time. "-" is standard input.
     #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
+    /// Go through them no faster than they were recorded.
+    #[arg(long)]
+    pub realtime: bool,
+    /// The common options.
+    #[command(flatten)]
+    pub options: Options,
+}
+
+/// What `stat` takes.
+#[derive(Clone, Debug, Args)]
+pub struct StatArgs {
+    /// Recordings to read instead of capturing.
+    #[arg(value_name = "FILE")]
     pub files: Vec<PathBuf>,
     /// The common options.
     #[command(flatten)]
     pub options: Options,
+}
+
+/// What `report` takes.
+#[derive(Clone, Debug, Args)]
+pub struct ReportArgs {
+    /// Recordings to read instead of capturing.
+    #[arg(value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// End with exit code 3 when this holds in any report: 'key_share > 0.3 and requests >= 1000'. May be given several times.
+    #[arg(long, value_name = "CONDITION")]
+    pub fail_if: Vec<String>,
+    /// The common options.
+    #[command(flatten)]
+    pub options: Options,
+}
+
+/// What `doctor` takes.
+#[derive(Clone, Debug, Args)]
+pub struct DoctorArgs {
+    /// Print one JSON object instead of lines.
+    #[arg(long)]
+    pub json: bool,
+    /// The common options.
+    #[command(flatten)]
+    pub options: Options,
+}
+
+/// What `man` takes.
+#[derive(Clone, Debug, Args)]
+pub struct ManArgs {
+    /// The subcommand; without one, the page of memtap itself.
+    #[arg(value_name = "COMMAND", conflicts_with = "dir")]
+    pub command: Vec<String>,
+    /// Write every page into this directory.
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
 }
 
 /// What `config` takes.
@@ -170,11 +243,15 @@ pub struct Options {
     /// File to write to instead of standard output.
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub out: Option<String>,
+    /// Whether that file grows, or is replaced as a whole by each report.
+    #[arg(long, value_name = "MODE", value_parser = PossibleValuesParser::new(OutMode::NAMES))]
+    #[arg(help_heading = "Output")]
+    pub out_mode: Option<String>,
     /// Colour in tables; "auto" means on a terminal, unless NO_COLOR is set.
     #[arg(long, value_name = "WHEN", value_parser = PossibleValuesParser::new(ColorChoice::NAMES))]
     #[arg(help_heading = "Output")]
     pub color: Option<String>,
-    /// Form of the lines on standard error.
+    /// Form of the log: lines on standard error, or systemd's journal.
     #[arg(long, value_name = "FORMAT", value_parser = PossibleValuesParser::new(LogFormat::NAMES))]
     #[arg(help_heading = "Output")]
     pub log_format: Option<String>,
@@ -227,6 +304,7 @@ impl Options {
             one("keys.privacy", "--privacy", &self.privacy),
             one("report.output", "--output", &self.output),
             one("report.out", "--out", &self.out),
+            one("report.out_mode", "--out-mode", &self.out_mode),
             one("report.color", "--color", &self.color),
             one("log.format", "--log-format", &self.log_format),
             self.log_level(),
@@ -262,9 +340,12 @@ impl Cli {
 pub fn command() -> clap::Command {
     // Where recordings follow, a flag that took every word after it would swallow them.
     let one_at_a_time = |arg: clap::Arg| arg.num_args(1);
-    let replay =
-        |replay: clap::Command| replay.mut_arg("interface", one_at_a_time).mut_arg("target", one_at_a_time);
-    describe(Cli::command().mut_subcommand("replay", replay))
+    let with_files =
+        |command: clap::Command| command.mut_arg("interface", one_at_a_time).mut_arg("target", one_at_a_time);
+    let command = ["replay", "stat", "report"]
+        .into_iter()
+        .fold(Cli::command(), |command, name| command.mut_subcommand(name, with_files));
+    describe(command)
 }
 
 fn describe(command: clap::Command) -> clap::Command {
@@ -305,6 +386,8 @@ pub enum Exit {
     Failure = 1,
     /// Wrong usage.
     Usage = 2,
+    /// A condition of `report --fail-if` held.
+    ConditionHeld = 3,
     /// The interface is gone for good (EX_UNAVAILABLE).
     InterfaceGone = 69,
     /// The output could not be written (EX_IOERR).

@@ -28,9 +28,9 @@
 //! | [`reassembly`] | segments, datagrams | stream events | flow table, holes, acknowledgements, UDP exchanges |
 //! | [`parser`] | stream events | observations | memcached's protocols, pairing of requests and responses |
 //! | [`collector`] | observations | snapshots | tables with a byte budget, harvest, merge, rankings |
-//! | [`report`] | snapshots | text | tables, JSON Lines, CSV, Markdown, findings, escaping, privacy |
+//! | [`report`] | snapshots | text | tables, JSON Lines, CSV, Markdown, lines, findings, conditions, escaping, privacy |
 //! | [`pipeline`] | packets | observations | composes decode, reassembly and parser |
-//! | [`runtime`] | configuration | reports | threads, clock, signals, interfaces that come and go; `run`, `replay`, `doctor` |
+//! | [`runtime`] | configuration | reports | threads, clock, signals, interfaces that come and go, log; one file for each command |
 //! | [`sandbox`] | options | | giving up user, capabilities, files and system calls once the rings are open |
 //! | [`config`], [`cli`] | operator | `Config` | every default, every flag |
 //!
@@ -57,7 +57,7 @@
 //!
 //! * a command of the protocol: one line in [`model::Command`], one in the parser's verb table;
 //! * an anomaly: one line in [`anomaly::Anomaly`];
-//! * a ranking, a column, a finding, an output format: the module of that name under [`collector`] or [`report`];
+//! * a ranking, a column, a finding, a figure of a condition, an output format: the module of that name under [`collector`] or [`report`];
 //! * an option: [`config`], where every default is written once, and [`cli`].
 
 pub mod anomaly;

@@ -21,12 +21,16 @@ fn main() -> ExitCode {
     let ended = match cli.action {
         Action::Run(options) => runtime::run(&options),
         Action::Replay(arguments) => runtime::replay(&arguments),
-        Action::Doctor(options) => runtime::doctor(&options),
+        Action::Stat(arguments) => runtime::stat(&arguments),
+        Action::Report(arguments) => runtime::report(&arguments),
+        Action::Doctor(arguments) => runtime::doctor(&arguments),
         Action::Config(arguments) => match arguments.action {
             ConfigAction::Default => runtime::print_default_config(),
             ConfigAction::Check { file } => runtime::check_config(&file),
             ConfigAction::Show(arguments) => runtime::show_config(&arguments),
         },
+        Action::Completions { shell } => runtime::print_completions(shell),
+        Action::Man(arguments) => runtime::print_man(&arguments),
     };
     match ended {
         Ok(()) => Exit::Done.into(),

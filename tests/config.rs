@@ -371,6 +371,8 @@ fn every_flag_reaches_its_setting() {
         "csv",
         "--out",
         "f",
+        "--out-mode",
+        "replace",
         "--color",
         "never",
         "--log-format",

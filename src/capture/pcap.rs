@@ -302,13 +302,17 @@ pub struct Recordings {
 impl Recordings {
     /// Opens them all; the first that cannot be opened is the error.
     pub fn open<P: AsRef<Path>>(paths: &[P]) -> Result<Recordings, RecordingError> {
-        let files = paths.iter().map(Recording::open).collect::<Result<Vec<_>, _>>()?;
-        Ok(Recordings {
+        paths.iter().map(Recording::open).collect::<Result<_, _>>().map(Recordings::new)
+    }
+
+    /// Of recordings that are open, none of whose packets was asked for yet.
+    pub fn new(files: Vec<Recording>) -> Recordings {
+        Recordings {
             records: files.iter().map(|_| None).collect(),
             heads: BinaryHeap::with_capacity(files.len()),
             pending: (0..files.len()).rev().collect(),
             files,
-        })
+        }
     }
 
     /// The earliest packet that is next in any file, lent until the next call. An error ends the file that it names; the

@@ -29,7 +29,7 @@ pub fn merge(harvests: &[&Harvest]) -> Snapshot {
         joined.settle();
     }
     let (pairs, pair_bound) = pairs_of_keys(harvests, &keys);
-    let client_keys = top_keys_of_clients(&clients, &pairs);
+    let client_keys = top_keys_of_clients(&clients, &keys, &pairs);
     let socket_keys = top_keys_of_sockets(harvests, &keys, &sockets);
     let (totals, loss, packets_by_direction) = sums(harvests);
     Snapshot {
@@ -336,22 +336,24 @@ fn bounded(client: Endpoint, requests: u64, err: u64, key_requests: u64) -> Pair
 /// A client's hottest key: its row, and the requests.
 type TopKeys = Vec<Option<(u32, u64)>>;
 
-fn top_keys_of_clients(clients: &Joined, pairs: &[Vec<PairRow>]) -> TopKeys {
+fn top_keys_of_clients(clients: &Joined, keys: &Joined, pairs: &[Vec<PairRow>]) -> TopKeys {
     let at: HashMap<Endpoint, usize, FixedState> =
         clients.rows.iter().enumerate().map(|(at, row)| (decode(&row.key), at)).collect();
     let mut top: TopKeys = vec![None; clients.rows.len()];
     for (key, shares) in pairs.iter().enumerate() {
         for share in shares {
             if let Some(&client) = at.get(&share.client) {
-                raise(&mut top[client], key as u32, share.requests);
+                raise(&mut top[client], key as u32, share.requests, keys);
             }
         }
     }
     top
 }
 
-fn raise(top: &mut Option<(u32, u64)>, key: u32, requests: u64) {
-    if top.is_none_or(|(_, most)| requests > most) {
+/// Between equals the bytes of the keys decide: rows lie in an order that differs from run to run.
+fn raise(top: &mut Option<(u32, u64)>, key: u32, requests: u64, keys: &Joined) {
+    let name = |key: u32| &keys.rows[key as usize].key;
+    if top.is_none_or(|(old, most)| requests > most || (requests == most && name(key) < name(old))) {
         *top = Some((key, requests));
     }
 }
@@ -388,7 +390,7 @@ fn top_keys_of_sockets(harvests: &[&Harvest], keys: &Joined, sockets: &Joined) -
     }
     let mut top: TopKeys = vec![None; sockets.rows.len()];
     for (socket, key, requests) in counts {
-        raise(&mut top[socket as usize], key, requests);
+        raise(&mut top[socket as usize], key, requests, keys);
     }
     top
 }

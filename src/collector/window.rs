@@ -8,6 +8,7 @@ use super::merge::{Share, join_shares, settle_pairs};
 use super::snapshot::{Bounds, ClientRow, Counters, KeyRow, ServerRow, Snapshot};
 use crate::model::Endpoint;
 use foldhash::quality::RandomState;
+use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::time::Duration;
@@ -288,7 +289,9 @@ fn top_keys(keys: &[KeyRow]) -> HashMap<Endpoint, (usize, u64), RandomState> {
     for (at, key) in keys.iter().enumerate() {
         for pair in &key.clients {
             let most = top.entry(pair.client).or_insert((at, pair.requests));
-            if pair.requests > most.1 {
+            // As in a merge: between equals the bytes of the keys decide.
+            let equal = pair.requests == most.1 && key.key < keys[most.0].key;
+            if pair.requests > most.1 || equal {
                 *most = (at, pair.requests);
             }
         }
@@ -329,7 +332,7 @@ fn most_asked<'a>(leaders: impl Iterator<Item = &'a (Box<[u8]>, u64)>) -> TopKey
             None => sums.push((key, *requests)),
         }
     }
-    sums.into_iter().max_by_key(|&(_, sum)| sum).map(|(key, sum)| (key.clone(), sum))
+    sums.into_iter().max_by_key(|&(key, sum)| (sum, Reverse(key))).map(|(key, sum)| (key.clone(), sum))
 }
 
 /// Cuts a snapshot to its heaviest rows and pairs.
@@ -358,7 +361,7 @@ fn cut<R: Figures>(rows: &mut Vec<R>, rows_max: usize, weight: impl Fn(&Counters
     if rows.len() <= rows_max {
         return 0;
     }
-    rows.select_nth_unstable_by_key(rows_max, |row| std::cmp::Reverse(weight(row.counters())));
+    rows.select_nth_unstable_by_key(rows_max, |row| Reverse(weight(row.counters())));
     rows.drain(rows_max..).map(|row| row.counters().requests()).max().unwrap_or(0)
 }
 

@@ -2,10 +2,10 @@
 //! a value may be is judged there.
 
 use super::KeyGroup;
-use super::error::{Place, Problem, Spot, nearest};
+use super::error::{Place, Problem, Spot};
 use super::setting::{Refusal, SETTINGS, Takes, Value};
 use super::target::{self, PORT_DEFAULT, TargetConfig};
-use crate::report::regex_reason;
+use crate::report::{nearest, regex_reason};
 use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};

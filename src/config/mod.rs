@@ -189,6 +189,8 @@ pub struct ReportConfig {
     pub output: OutputFormat,
     /// File to write to instead of stdout.
     pub out: Option<PathBuf>,
+    /// What becomes of the reports before in that file.
+    pub out_mode: OutMode,
     /// When to use colour.
     pub color: ColorChoice,
 }
@@ -206,6 +208,7 @@ impl Default for ReportConfig {
             filter: None,
             output: OutputFormat::Table,
             out: None,
+            out_mode: OutMode::Append,
             color: ColorChoice::Auto,
         }
     }
@@ -245,6 +248,16 @@ impl Over {
             Over::Hour => Some(Duration::from_secs(3600)),
             Over::Interval | Over::Start => None,
         }
+    }
+}
+
+choices! {
+    /// How reports are written to a file.
+    OutMode {
+        /// Behind what is there.
+        Append = "append",
+        /// The newest report alone, the file replaced as a whole.
+        Replace = "replace",
     }
 }
 
@@ -321,12 +334,14 @@ impl Default for LogConfig {
 }
 
 choices! {
-    /// Form of the lines on stderr.
+    /// Form of the log, and where it goes.
     LogFormat {
-        /// For people.
+        /// For people, on stderr.
         Text = "text",
-        /// For machines.
+        /// For machines, on stderr.
         Json = "json",
+        /// To systemd's journal.
+        Journald = "journald",
     }
 }
 

@@ -3,12 +3,12 @@
 //! To add a setting: a field in its section of [`Config`] with its default, an entry here, a line in
 //! `config/memtap.toml`, and, where it is a common option, a flag in `cli`. Tests hold the four together.
 
-use super::error::nearest;
 use super::target::{self, TargetConfig};
 use super::{
-    ColorChoice, Config, Interfaces, Interval, LoadLadder, LogFormat, LogLevel, Over, Secret, Snaplen, units,
+    ColorChoice, Config, Interfaces, Interval, LoadLadder, LogFormat, LogLevel, OutMode, Over, Secret,
+    Snaplen, units,
 };
-use crate::report::{ClientView, Metric, OutputFormat, PrivacyMode, escape_name};
+use crate::report::{ClientView, Metric, OutputFormat, PrivacyMode, escape_name, nearest};
 use crate::sandbox::SandboxMode;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -374,6 +374,16 @@ pub const SETTINGS: &[Setting] = &[
             let path = config.report.out.as_ref().map(|path| path.to_string_lossy().into_owned());
             Some(quoted(path.unwrap_or_default()))
         },
+    },
+    Setting {
+        key: "report.out_mode",
+        flag: Some("out-mode"),
+        environment: Some("MEMTAP_OUT_MODE"),
+        takes: Takes::Text,
+        apply: |config, value| {
+            set(&mut config.report.out_mode, value.choice(OutMode::NAMES, OutMode::from_name))
+        },
+        show: |config| Some(quoted(config.report.out_mode.name())),
     },
     Setting {
         key: "report.color",

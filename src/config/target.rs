@@ -1,9 +1,9 @@
 //! Targets: the servers to watch, one budget and one report each.
 
-use super::error::nearest;
 use super::units;
 use crate::model::{Endpoint, Transport};
 use crate::network::Network;
+use crate::report::nearest;
 use std::net::Ipv6Addr;
 
 /// memcached's own port.

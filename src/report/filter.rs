@@ -144,7 +144,7 @@ fn has_class(counters: &Counters, command: Command, negated: bool) -> bool {
     if negated { counters.requests() > 0 } else { of_class > 0 }
 }
 
-/// Why a text is no filter, and where.
+/// Why a text is no filter (or no condition), and where.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}\n  {text}\n  {}{}", " ".repeat(self.column), "^".repeat(self.length.max(1)))]
 pub struct FilterError {
@@ -163,13 +163,12 @@ impl FromStr for Filter {
 
     fn from_str(text: &str) -> Result<Filter, FilterError> {
         let words = words(text).map_err(|(word, message)| word.refuse(text, message))?;
-        let end = Word { text: String::new(), start: text.len(), end: text.len(), quoted: false };
         let mut terms = Vec::new();
         let mut rest = words.as_slice();
         loop {
             let [field, operator, value, tail @ ..] = rest else {
                 let message = "expected FIELD OPERATOR VALUE, such as key ~ ^user: and client = 10.0.0.0/8";
-                return Err(rest.last().unwrap_or(&end).refuse(text, message));
+                return Err(rest.last().unwrap_or(&Word::at_end(text)).refuse(text, message));
             };
             terms.push(term(text, field, operator, value)?);
             match tail {
@@ -186,15 +185,20 @@ impl FromStr for Filter {
 
 /// A word of a filter, with its place in bytes.
 #[derive(Clone, Debug)]
-struct Word {
-    text: String,
+pub(super) struct Word {
+    pub(super) text: String,
     start: usize,
     end: usize,
     quoted: bool,
 }
 
 impl Word {
-    fn refuse(&self, filter: &str, message: impl Into<String>) -> FilterError {
+    /// What is missing at the end of `text`.
+    pub(super) fn at_end(text: &str) -> Word {
+        Word { text: String::new(), start: text.len(), end: text.len(), quoted: false }
+    }
+
+    pub(super) fn refuse(&self, filter: &str, message: impl Into<String>) -> FilterError {
         // One printed line, whatever the text holds: every control character becomes one column.
         let text =
             filter.chars().map(|character| if character.is_control() { ' ' } else { character }).collect();
@@ -208,7 +212,7 @@ impl Word {
 }
 
 /// Splits at spaces outside quotes.
-fn words(text: &str) -> Result<Vec<Word>, (Word, &'static str)> {
+pub(super) fn words(text: &str) -> Result<Vec<Word>, (Word, &'static str)> {
     let mut words = Vec::new();
     let mut at = 0;
     loop {

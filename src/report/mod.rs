@@ -4,6 +4,7 @@
 //! what is said (filter, privacy, ranking, findings), and one file for each form says it. Keys are hostile: each
 //! writer escapes what it is given (`escape`).
 
+mod condition;
 mod contents;
 mod csv;
 mod escape;
@@ -12,22 +13,27 @@ mod findings;
 mod groups;
 mod json;
 mod markdown;
+mod nearest;
 mod options;
 mod privacy;
 mod sections;
+mod stat;
 mod table;
-mod units;
+pub(crate) mod units;
 
+pub use condition::{Comparison, Condition, Figure};
 pub use escape::{escape, escape_name, shorten, unescape};
 pub(crate) use filter::regex_reason;
 pub use filter::{Filter, FilterError};
 pub use groups::{KeyGroup, shape};
+pub(crate) use nearest::nearest;
 pub(crate) use options::choices;
 pub use options::{ClientView, EndpointSeen, Metric, OutputFormat, ReportOptions, SeenElsewhere, SourceSeen};
 pub use privacy::{HashSecret, Privacy, PrivacyMode};
 
 use crate::collector::snapshot::Snapshot;
 use contents::Shown;
+use stat::StatLines;
 use std::io::{self, Write};
 
 /// Writes reports in the form that its options ask for.
@@ -35,12 +41,19 @@ use std::io::{self, Write};
 pub struct Reporter {
     options: ReportOptions,
     csv_header_written: bool,
+    stat_lines: StatLines,
 }
 
 impl Reporter {
     /// For one output.
     pub fn new(options: ReportOptions) -> Reporter {
-        Reporter { options, csv_header_written: false }
+        Reporter { options, csv_header_written: false, stat_lines: StatLines::default() }
+    }
+
+    /// What is written next stands in an output of its own: at its head (`true`), or behind what another run wrote there.
+    pub fn begin_output(&mut self, at_its_head: bool) {
+        self.csv_header_written = !at_its_head;
+        self.stat_lines = StatLines::default();
     }
 
     /// The options.
@@ -55,15 +68,24 @@ impl Reporter {
 
     /// The report of one interval: a block for each target, and the targets side by side where there are several.
     pub fn write_interval(&mut self, out: &mut impl Write, snapshots: &[Snapshot]) -> io::Result<()> {
+        let names: Vec<String> = snapshots.iter().map(|snapshot| escape_name(&snapshot.target)).collect();
         for snapshot in snapshots {
-            self.write_snapshot(out, snapshot)?;
+            self.write_one(out, snapshot, &names)?;
         }
         if snapshots.len() > 1 { self.write_targets(out, snapshots) } else { Ok(()) }
     }
 
     /// The block of one target.
     pub fn write_snapshot(&mut self, out: &mut impl Write, snapshot: &Snapshot) -> io::Result<()> {
-        let shown = Shown::new(snapshot, &self.options);
+        self.write_one(out, snapshot, &[])
+    }
+
+    fn write_one(&mut self, out: &mut impl Write, snapshot: &Snapshot, names: &[String]) -> io::Result<()> {
+        let shown = match self.options.format {
+            // The hottest key is all that a line shows of the rows.
+            OutputFormat::Stat => Shown::rows_only(snapshot, &self.options),
+            _ => Shown::new(snapshot, &self.options),
+        };
         let contents = shown.contents();
         match self.options.format {
             OutputFormat::Jsonl => json::write(out, &contents),
@@ -74,13 +96,14 @@ impl Reporter {
                 csv::write(out, &contents)
             }
             OutputFormat::Table => table::write(out, &contents),
+            OutputFormat::Stat => self.stat_lines.write(out, &contents, names),
             OutputFormat::Markdown => markdown::write(out, &contents),
         }
     }
 
-    /// The targets side by side. In JSON Lines and CSV each target's own figures already stand beside the others'.
+    /// The targets side by side. In the other forms each target's own figures already stand beside the others'.
     pub fn write_targets(&mut self, out: &mut impl Write, snapshots: &[Snapshot]) -> io::Result<()> {
-        if matches!(self.options.format, OutputFormat::Jsonl | OutputFormat::Csv) {
+        if matches!(self.options.format, OutputFormat::Jsonl | OutputFormat::Csv | OutputFormat::Stat) {
             return Ok(());
         }
         // The hottest rows are all that this table shows.

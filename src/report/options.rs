@@ -57,6 +57,8 @@ choices! {
         Csv = "csv",
         /// Tables that paste into a ticket.
         Markdown = "markdown",
+        /// One line per interval and target, for people.
+        Stat = "stat",
     }
 }
 

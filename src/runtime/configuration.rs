@@ -28,8 +28,7 @@ pub fn show_config(arguments: &ShowArgs) -> Result<(), Failure> {
 }
 
 fn print(text: &str) -> Result<(), Failure> {
-    let mut output = Output::open(None).map_err(|error| Failure::new(Exit::OutputFailed, error))?;
-    match output.write(|out| out.write_all(text.as_bytes())) {
+    match Output::standard().write(|out| out.write_all(text.as_bytes())) {
         Ok(()) | Err(OutputEnd::ClosedPipe) => Ok(()),
         Err(OutputEnd::Failed(error)) => {
             Err(Failure::new(Exit::OutputFailed, format!("cannot write to standard output: {error}")))

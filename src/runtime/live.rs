@@ -5,17 +5,21 @@ use crate::capture::interface::{self, Choice, Interface, InterfaceRequest};
 use crate::capture::ring::{RINGS_PER_WORKER_MAX, Ring, RingError, RingOptions, RingShape, ring_byte_rate};
 use crate::cli::{Exit, Options};
 use crate::collector::{Collector, Harvest};
-use crate::config::{CaptureConfig, Config, LoadLadder, Snaplen};
+use crate::config::{CaptureConfig, Config, LoadLadder, OutMode, Snaplen};
 use crate::network::Network;
 use crate::runtime::capture::{Arrival, Capture, CaptureChannels, now};
 use crate::runtime::clock::IntervalClock;
 use crate::runtime::failure::Failure;
 use crate::runtime::interfaces::InterfaceWatch;
+use crate::runtime::output;
 use crate::runtime::replay::BUFFERS_PER_WORKER;
 use crate::runtime::reporter::{Reload, ReporterThread};
 use crate::runtime::signals::Requests;
+use crate::runtime::stat::Script;
 use crate::runtime::worker::{WhenLate, Worker, WorkerChannels};
-use crate::runtime::{collector_options, fault, harvest, interval_length, load, namespace, new_pipeline};
+use crate::runtime::{
+    Presets, collector_options, fault, harvest, interval_length, load, load_layers, namespace, new_pipeline,
+};
 use crate::sandbox::{self, SandboxOptions};
 use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -26,12 +30,21 @@ const ARRIVALS: usize = RINGS_PER_WORKER_MAX;
 
 /// Captures live and reports every interval, until stopped.
 pub fn run(options: &Options) -> Result<(), Failure> {
-    let config = load(options)?;
+    capture(&load(options)?, options, &[], Script::default())
+}
+
+/// As [`run`], with the configuration in hand; `options` and `presets` are what it was made of, for when it is reloaded.
+pub(super) fn capture(
+    config: &Config,
+    options: &Options,
+    presets: Presets,
+    script: Script,
+) -> Result<(), Failure> {
     fault::hide_panic_texts();
     if let Some(netns) = &config.capture.netns {
         namespace::enter(netns)?;
     }
-    let choice = choose_interfaces(&config)?;
+    let choice = choose_interfaces(config)?;
     for address in &choice.unrouted {
         tracing::warn!("no route to target {address}: no interface was chosen for it");
     }
@@ -41,7 +54,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
              connection differ in these, use one worker"
         );
     }
-    let rings_by_worker = open_rings(&config, &choice.interfaces)?;
+    let rings_by_worker = open_rings(config, &choice.interfaces)?;
     let requests = Requests::from_signals().map_err(|error| Failure::new(Exit::Failure, error))?;
 
     let workers = rings_by_worker.len();
@@ -53,7 +66,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     for (index, rings) in rings_by_worker.into_iter().enumerate() {
         let (buffer_sender, buffers) = crossbeam_channel::bounded(BUFFERS_PER_WORKER);
         for _ in 0..BUFFERS_PER_WORKER {
-            let buffer: Vec<Harvest> = config.targets.iter().map(|_| harvest(&config)).collect();
+            let buffer: Vec<Harvest> = config.targets.iter().map(|_| harvest(config)).collect();
             // The channel has room for exactly these.
             drop(buffer_sender.send(buffer));
         }
@@ -64,19 +77,20 @@ pub fn run(options: &Options) -> Result<(), Failure> {
             drop(arrival_sender.send(Arrival { interface, ring }));
         }
         arrival_senders.push(arrival_sender);
-        let worker = worker(&config, index, WorkerChannels { reports: report_sender.clone(), buffers })?;
+        let worker = worker(config, index, WorkerChannels { reports: report_sender.clone(), buffers })?;
         let channels = CaptureChannels { arrivals, departures: departure_sender.clone() };
         captures.push(Capture::new(worker, config.capture.load_ladder, channels, requests.clone()));
     }
     drop((report_sender, departure_sender));
     let sources = choice.interfaces.iter().map(|interface| interface.name.clone()).collect();
     let again = options.clone();
-    let reload: Reload = Box::new(move || Ok(again.load(&|name| std::env::var(name).ok())?.config));
-    let reporter = ReporterThread::new(&config, sources, buffer_senders, requests.clone(), Some(reload))?;
+    let reload: Reload = Box::new(move || Ok(load_layers(&again, presets)?.config));
+    let reporter =
+        ReporterThread::new(config, sources, buffer_senders, requests.clone(), Some(reload), script)?;
     let watch =
-        InterfaceWatch::new(&config, &choice.interfaces, arrival_senders, departures, requests.clone())?;
+        InterfaceWatch::new(config, &choice.interfaces, arrival_senders, departures, requests.clone())?;
 
-    give_up_privileges(&config, options)?;
+    give_up_privileges(config, options)?;
     thread::scope(|scope| {
         let reporter = {
             let requests = requests.clone();
@@ -117,10 +131,12 @@ fn worker(config: &Config, index: usize, channels: WorkerChannels) -> Result<Wor
 /// (capabilities, Landlock and seccomp hold for each thread).
 fn give_up_privileges(config: &Config, options: &Options) -> Result<(), Failure> {
     let folder = |path: &std::path::PathBuf| path.parent().map(std::path::Path::to_path_buf);
+    // A file that grows is open; one that is replaced needs its directory.
+    let replaced = config.report.out.as_deref().filter(|_| config.report.out_mode == OutMode::Replace);
     let report = sandbox::enter(&SandboxOptions {
         mode: config.capture.sandbox,
         user: config.capture.user.clone(),
-        writable_paths: Vec::new(),
+        writable_paths: replaced.map(output::replaced_in).into_iter().collect(),
         readable_paths: options.config.as_ref().and_then(folder).into_iter().collect(),
     })
     .map_err(|error| Failure::new(Exit::Failure, error))?;

@@ -8,39 +8,59 @@ mod configuration;
 mod doctor;
 mod failure;
 mod fault;
+mod generate;
 mod interfaces;
 mod live;
 mod logging;
 mod message;
 mod namespace;
 mod output;
+mod progress;
 mod replay;
 mod reporter;
 mod signals;
+mod stat;
 mod worker;
 
 pub use clock::{Interval, IntervalClock, IntervalLength};
 pub use configuration::{check_config, print_default_config, show_config};
 pub use doctor::doctor;
 pub use failure::Failure;
+pub use generate::{print_completions, print_man};
 pub use live::run;
 pub use replay::replay;
+pub use stat::{report, stat};
 
 use crate::cli::Options;
 use crate::collector::{CollectorOptions, Harvest, TargetOptions};
-use crate::config::{Config, Interval as ConfiguredInterval};
+use crate::config::{Config, ConfigError, Interval as ConfiguredInterval, Loaded};
 use crate::model::TargetId;
 use crate::pipeline::{Pipeline, PipelineLimits, TargetMap, TargetMatch};
 use crate::runtime::worker::NewPipeline;
 
+/// What a subcommand sets unless variables or flags say otherwise: variable and value. It stands above the file, which is written
+/// for `run`.
+type Presets = &'static [(&'static str, &'static str)];
+
 /// Loads what the operator configured, starts logging, and says what is probably not meant.
 fn load(options: &Options) -> Result<Config, Failure> {
-    let loaded = options.load(&|name| std::env::var(name).ok())?;
-    logging::start(&loaded.config.log);
+    load_with(options, &[])
+}
+
+fn load_with(options: &Options, presets: Presets) -> Result<Config, Failure> {
+    let loaded = load_layers(options, presets)?;
+    logging::start(&loaded.config.log)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
     Ok(loaded.config)
+}
+
+fn load_layers(options: &Options, presets: Presets) -> Result<Loaded, ConfigError> {
+    let preset =
+        |name: &str| presets.iter().find(|(of, _)| *of == name).map(|(_, value)| (*value).to_string());
+    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    options.load(&|name| set(name).or_else(|| preset(name)))
 }
 
 fn interval_length(config: &Config) -> IntervalLength {

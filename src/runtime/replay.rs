@@ -1,48 +1,82 @@
 //! `memtap replay`: recordings through the same machine, on their own time.
 
-use crate::capture::pcap::Recordings;
+use crate::capture::pcap::{Progress, Recording, RecordingError, Recordings};
 use crate::cli::{Exit, ReplayArgs};
 use crate::collector::{Collector, Harvest};
+use crate::config::Config;
+use crate::model::Timestamp;
 use crate::runtime::clock::IntervalClock;
 use crate::runtime::failure::Failure;
 use crate::runtime::message::CaptureFigures;
+use crate::runtime::progress::ProgressLine;
 use crate::runtime::reporter::ReporterThread;
 use crate::runtime::signals::Requests;
+use crate::runtime::stat::Script;
 use crate::runtime::worker::{WhenLate, Worker, WorkerChannels};
 use crate::runtime::{collector_options, harvest, interval_length, load, new_pipeline};
+use rustix::event::{PollFd, PollFlags, poll};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::thread;
+use std::time::{Duration, Instant};
 
 /// Packets between two looks at the operator's wishes.
 const PACKETS_PER_CHECK: u64 = 1024;
 
+/// Longest time for which the operator's wishes go unheard while there is no packet.
+const WAIT_MAX: Duration = Duration::from_millis(100);
+
 /// Buffers in flight: one being filled, one being reported.
 pub(super) const BUFFERS_PER_WORKER: usize = 2;
 
+/// How fast a recording is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// As fast as it can be.
+    AsFast,
+    /// As it was recorded.
+    Recorded,
+}
+
 /// Reads the recordings from start to end and reports on them.
 pub fn replay(arguments: &ReplayArgs) -> Result<(), Failure> {
-    let config = load(&arguments.options)?;
+    let pace = if arguments.realtime { Pace::Recorded } else { Pace::AsFast };
+    read(&load(&arguments.options)?, &arguments.files, pace, Script::default())
+}
+
+/// As [`replay`], with the configuration in hand.
+pub(super) fn read(config: &Config, files: &[PathBuf], pace: Pace, script: Script) -> Result<(), Failure> {
     let requests = Requests::from_signals().map_err(|error| Failure::new(Exit::Failure, error))?;
-    let mut recordings =
-        Recordings::open(&arguments.files).map_err(|error| Failure::new(Exit::Failure, error))?;
-    let options = collector_options(&config, 1);
-    let collector = Collector::new(&options).map_err(|error| Failure::new(Exit::Failure, error))?;
-    let clock = IntervalClock::new(interval_length(&config));
+    let opened = files.iter().map(|file| open(file, &requests)).collect::<Result<Vec<_>, _>>();
+    let recordings = match opened {
+        Ok(recordings) => Recordings::new(recordings),
+        // Whoever stops a recorder that has not written anything wants no message about it.
+        Err(_) if requests.was_interrupted() => return Ok(()),
+        Err(error) => return Err(Failure::new(Exit::Failure, error)),
+    };
+    let collector =
+        Collector::new(&collector_options(config, 1)).map_err(|error| Failure::new(Exit::Failure, error))?;
+    let clock = IntervalClock::new(interval_length(config));
 
     let (report_sender, reports) = crossbeam_channel::bounded(BUFFERS_PER_WORKER);
     let (buffer_sender, buffers) = crossbeam_channel::bounded(BUFFERS_PER_WORKER);
     for _ in 0..BUFFERS_PER_WORKER {
-        let buffer: Vec<Harvest> = config.targets.iter().map(|_| harvest(&config)).collect();
+        let buffer: Vec<Harvest> = config.targets.iter().map(|_| harvest(config)).collect();
         // The channel has room for exactly these.
         drop(buffer_sender.send(buffer));
     }
-    let sources = arguments.files.iter().map(|file| file.display().to_string()).collect();
-    let reporter = ReporterThread::new(&config, sources, vec![buffer_sender], requests.clone(), None)?;
+    let sources = files.iter().map(|file| file.display().to_string()).collect();
+    let reporter = ReporterThread::new(config, sources, vec![buffer_sender], requests.clone(), None, script)?;
     let channels = WorkerChannels { reports: report_sender, buffers };
-    let worker = Worker::new(0, new_pipeline(&config), collector, clock, WhenLate::Wait, channels);
+    let worker = Worker::new(0, new_pipeline(config), collector, clock, WhenLate::Wait, channels);
+    let pacer = (pace == Pace::Recorded).then(Pacer::default);
+    let reading = Reading { worker, recordings, requests, pacer, line: ProgressLine::new(true) };
 
     thread::scope(|scope| {
         let reporter = scope.spawn(move || reporter.run(&reports));
-        let read = feed(worker, &mut recordings, &requests);
+        let read = reading.run();
         let reported = reporter.join().unwrap_or_else(|_| {
             Err(Failure::new(Exit::Failure, "the reporter thread failed; please report this as a bug"))
         });
@@ -50,37 +84,148 @@ pub fn replay(arguments: &ReplayArgs) -> Result<(), Failure> {
     })
 }
 
-/// Every packet of the recordings, or those before the first damage.
-fn feed(mut worker: Worker, recordings: &mut Recordings, requests: &Requests) -> Result<(), Failure> {
-    let mut packets = 0u64;
-    let mut ended = Ok(());
-    loop {
-        match recordings.next_packet() {
-            Ok(Some(packet)) => worker.handle_packet(&packet, CaptureFigures::default),
-            Ok(None) => break,
-            Err(error) => {
-                ended = Err(Failure::new(Exit::Failure, error));
+/// Opens a recording; what may keep us waiting for bytes (standard input, pipes) is read so that a signal is heard.
+fn open(path: &Path, requests: &Requests) -> Result<Recording, RecordingError> {
+    let (name, file) = if path == Path::new("-") {
+        ("standard input".to_string(), io::stdin().as_fd().try_clone_to_owned().map(File::from))
+    } else if path.metadata().is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
+        (path.display().to_string(), File::open(path))
+    } else {
+        return Recording::open(path);
+    };
+    let file = file.map_err(|source| RecordingError::Open { path: name.clone(), source })?;
+    Recording::from_reader(PatientFile { file, requests: requests.clone() }, &name, None)
+}
+
+/// A file that ends when the operator wants no more of it.
+struct PatientFile {
+    file: File,
+    requests: Requests,
+}
+
+impl Read for PatientFile {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        // `WAIT_MAX` is far below what a timespec holds.
+        let timeout = WAIT_MAX.try_into().ok();
+        while !self.requests.must_stop() {
+            let mut fds = [PollFd::new(&self.file, PollFlags::IN)];
+            match poll(&mut fds, timeout.as_ref()) {
+                Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) => return self.file.read(buffer),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(0)
+    }
+}
+
+/// Holds packets back until as much time has passed as between their capture.
+#[derive(Debug, Default)]
+struct Pacer {
+    /// When we began, and with what time of capture.
+    began: Option<(Instant, Timestamp)>,
+}
+
+impl Pacer {
+    /// Waits until it is the turn of a packet of this time; meanwhile time passes for the worker as well.
+    fn wait(
+        &mut self,
+        timestamp: Timestamp,
+        worker: &mut Worker,
+        requests: &Requests,
+        mut tell: impl FnMut(),
+    ) {
+        let (instant, first) = *self.began.get_or_insert_with(|| (Instant::now(), timestamp));
+        let due = timestamp.since(first);
+        loop {
+            let passed = instant.elapsed();
+            if passed >= due || requests.must_stop() {
+                return;
+            }
+            worker.flush();
+            let now = Timestamp::from_nanos(first.nanos().saturating_add(nanos(passed)));
+            worker.advance(now, CaptureFigures::default);
+            worker.print_on_demand(requests.prints(), Some(now), CaptureFigures::default);
+            tell();
+            thread::sleep((due - passed).min(WAIT_MAX));
+        }
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// A replay on its way.
+struct Reading {
+    worker: Worker,
+    recordings: Recordings,
+    requests: Requests,
+    pacer: Option<Pacer>,
+    line: ProgressLine,
+}
+
+impl Reading {
+    /// Every packet of the recordings, or those before the first damage or the operator's signal.
+    fn run(mut self) -> Result<(), Failure> {
+        let mut packets = 0u64;
+        let mut ended = Ok(());
+        let mut progress = Progress::default();
+        loop {
+            if self.pacer.is_some() {
+                progress = self.recordings.progress();
+            }
+            match self.recordings.next_packet() {
+                Ok(Some(packet)) => {
+                    if let Some(pacer) = &mut self.pacer {
+                        let line = &mut self.line;
+                        let tell = || line.update(progress, packets);
+                        pacer.wait(packet.timestamp, &mut self.worker, &self.requests, tell);
+                        if self.requests.must_stop() {
+                            break;
+                        }
+                    }
+                    self.worker.handle_packet(&packet, CaptureFigures::default);
+                }
+                Ok(None) => break,
+                // The last record of a recorder that we stopped waiting for is as incomplete as it should be.
+                Err(_) if self.requests.was_interrupted() => break,
+                Err(error) => {
+                    ended = Err(Failure::new(Exit::Failure, error));
+                    break;
+                }
+            }
+            packets += 1;
+            if packets.is_multiple_of(PACKETS_PER_CHECK) && !self.goes_on(packets) {
                 break;
             }
         }
-        packets += 1;
-        if packets.is_multiple_of(PACKETS_PER_CHECK) {
-            if requests.must_stop() {
-                break;
-            }
-            worker.print_on_demand(requests.prints(), None, CaptureFigures::default);
+        self.tell_what_was_not_read(packets, ended.is_ok());
+        if self.requests.was_interrupted() {
+            self.worker.mark_partial();
+        }
+        self.worker.finish(None, CaptureFigures::default);
+        ended
+    }
+
+    /// Looks at the operator's wishes.
+    fn goes_on(&mut self, packets: u64) -> bool {
+        if self.requests.must_stop() {
+            return false;
+        }
+        self.worker.print_on_demand(self.requests.prints(), None, CaptureFigures::default);
+        self.line.update(self.recordings.progress(), packets);
+        true
+    }
+
+    fn tell_what_was_not_read(&self, packets: u64, is_good: bool) {
+        if self.requests.was_interrupted() {
+            tracing::warn!("stopped after {packets} packets: the last report covers what precedes");
+        } else if packets == 0 && is_good {
+            tracing::warn!("no packet in the recording");
+        }
+        for (file, skipped) in self.recordings.unsupported_link_types() {
+            tracing::warn!("{}: {skipped}", crate::report::escape_name(file));
         }
     }
-    if packets == 0 && ended.is_ok() {
-        tracing::warn!("no packet in the recording");
-    }
-    for (file, skipped) in recordings.unsupported_link_types() {
-        tracing::warn!(
-            "{file}: {} packets passed over: link type {} is not read",
-            skipped.packets,
-            skipped.number
-        );
-    }
-    worker.finish(None, CaptureFigures::default);
-    ended
 }

@@ -4,17 +4,19 @@ use crate::cli::Exit;
 use crate::collector::snapshot::Snapshot;
 use crate::collector::window::Window;
 use crate::collector::{Harvest, merge};
-use crate::config::{Config, ConfigError, Over, TargetConfig};
-use crate::report::{EndpointSeen, Reporter, SeenElsewhere, SourceSeen};
+use crate::config::{Config, ConfigError, OutMode, Over, TargetConfig};
+use crate::report::{Condition, EndpointSeen, Filter, Reporter, SeenElsewhere, SourceSeen};
 use crate::runtime::clock::Interval;
 use crate::runtime::failure::Failure;
 use crate::runtime::message::{CaptureFigures, WorkerReport};
-use crate::runtime::output::{Output, OutputEnd};
+use crate::runtime::output::{self, Output, OutputEnd};
 use crate::runtime::signals::Requests;
+use crate::runtime::stat::Script;
 use crossbeam_channel::{Receiver, Sender};
 use dashmap::DashMap;
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// The newest snapshot of each target, by name, for readers beside the reporter.
@@ -28,6 +30,11 @@ pub(super) struct ReporterThread {
     over: Over,
     reporter: Reporter,
     output: Output,
+    /// Where `output` writes, and how.
+    out: (Option<PathBuf>, OutMode),
+    script: Script,
+    /// Conditions of the script that held.
+    held: Held,
     newest: Newest,
     /// Where merged buffers go back to, by worker.
     buffers: Vec<Sender<Vec<Harvest>>>,
@@ -56,9 +63,14 @@ impl ReporterThread {
         buffers: Vec<Sender<Vec<Harvest>>>,
         requests: Requests,
         reload: Option<Reload>,
+        script: Script,
     ) -> Result<ReporterThread, Failure> {
-        let output = Output::open(config.report.out.as_ref()).map_err(|error| {
-            let path = config.report.out.as_deref().unwrap_or_else(|| "standard output".as_ref());
+        let out = config.report.out.as_deref();
+        let mut reporter = Reporter::new(report_options(config));
+        // Before it is opened, which creates it.
+        reporter.begin_output(!out.is_some_and(output::has_content));
+        let output = Output::open(out, config.report.out_mode).map_err(|error| {
+            let path = out.unwrap_or_else(|| "standard output".as_ref());
             Failure::new(Exit::OutputFailed, format!("cannot open {}: {error}", path.display()))
         })?;
         Ok(ReporterThread {
@@ -66,8 +78,11 @@ impl ReporterThread {
             targets: config.targets.clone(),
             sources,
             over: config.report.over,
-            reporter: Reporter::new(report_options(config)),
+            reporter,
             output,
+            out: (config.report.out.clone(), config.report.out_mode),
+            script,
+            held: Held::default(),
             newest: Newest::default(),
             buffers,
             open: BTreeMap::new(),
@@ -88,14 +103,11 @@ impl ReporterThread {
                 Ok(()) => {}
                 Err(OutputEnd::ClosedPipe) => {
                     self.requests.stop();
-                    return Ok(());
+                    return self.held.verdict();
                 }
                 Err(OutputEnd::Failed(error)) => {
                     self.requests.stop();
-                    return Err(Failure::new(
-                        Exit::OutputFailed,
-                        format!("cannot write the report: {error}"),
-                    ));
+                    return Err(self.cannot_write(&error));
                 }
             }
         }
@@ -103,10 +115,15 @@ impl ReporterThread {
         let rest: Vec<OpenInterval> = std::mem::take(&mut self.open).into_values().collect();
         for open in rest {
             if let Err(OutputEnd::Failed(error)) = self.report(open) {
-                return Err(Failure::new(Exit::OutputFailed, format!("cannot write the report: {error}")));
+                return Err(self.cannot_write(&error));
             }
         }
-        Ok(())
+        self.held.verdict()
+    }
+
+    fn cannot_write(&self, error: &io::Error) -> Failure {
+        let path = self.out.0.as_deref().unwrap_or_else(|| "standard output".as_ref());
+        Failure::new(Exit::OutputFailed, format!("cannot write the report to {}: {error}", path.display()))
     }
 
     /// Takes over the report settings of a configuration that was changed; keeps the old ones when it is wrong.
@@ -116,6 +133,9 @@ impl ReporterThread {
             Ok(config) => {
                 if config.targets != self.targets {
                     tracing::warn!("reload: the targets have changed; they are taken over at the next start");
+                }
+                if (&config.report.out, config.report.out_mode) != (&self.out.0, self.out.1) {
+                    tracing::warn!("reload: the output has changed; it is taken over at the next start");
                 }
                 *self.reporter.options_mut() = report_options(&config);
                 tracing::info!("reload: report settings, key groups and privacy taken over");
@@ -151,6 +171,12 @@ impl ReporterThread {
             return Ok(());
         }
         let OpenInterval { interval, reports } = open;
+        if self.leaves_out(interval, &reports) {
+            for report in reports {
+                drop(self.buffers[report.worker].send(report.harvests));
+            }
+            return Ok(());
+        }
         let mut capture = CaptureFigures::default();
         for report in &reports {
             capture.merge(&report.capture);
@@ -171,6 +197,13 @@ impl ReporterThread {
             self.requests.stop();
         }
         Ok(())
+    }
+
+    /// A script asked for whole intervals, and this is the one that had begun before us. What is captured in it is in no report.
+    fn leaves_out(&mut self, interval: Interval, reports: &[WorkerReport]) -> bool {
+        let is_first = std::mem::take(&mut self.script.whole_intervals);
+        let is_last = reports.iter().any(|report| report.last);
+        is_first && interval.partial && !is_last
     }
 
     fn snapshot(
@@ -202,14 +235,54 @@ impl ReporterThread {
         }
         let options = self.reporter.options_mut();
         options.seen_elsewhere = Some(seen_elsewhere(&self.sources, capture));
-        options.width = width();
+        options.width = width(self.out.0.as_deref());
+        if self.output.begins_anew() {
+            self.reporter.begin_output(true);
+        }
+        self.held.check(&self.script.conditions, snapshots, self.reporter.options().filter.as_ref());
         let reporter = &mut self.reporter;
         self.output.write(|mut out| reporter.write_interval(&mut out, snapshots))
     }
 }
 
+/// Conditions that held, for the end: the first few tell the story.
+#[derive(Debug, Default)]
+struct Held {
+    told: Vec<String>,
+    more: u64,
+}
+
+impl Held {
+    fn check(&mut self, conditions: &[Condition], snapshots: &[Snapshot], filter: Option<&Filter>) {
+        const TOLD_MAX: usize = 10;
+        if conditions.is_empty() {
+            return;
+        }
+        for snapshot in snapshots {
+            let shown = Condition::of_shown_rows(snapshot, filter);
+            for held in conditions.iter().filter_map(|condition| condition.check(&shown)) {
+                if self.told.len() < TOLD_MAX {
+                    self.told.push(held);
+                } else {
+                    self.more += 1;
+                }
+            }
+        }
+    }
+
+    /// A failure of its own code when anything held.
+    fn verdict(&self) -> Result<(), Failure> {
+        if self.told.is_empty() {
+            return Ok(());
+        }
+        let more = if self.more > 0 { format!("\n  and {} more", self.more) } else { String::new() };
+        let told = self.told.join("\n  ");
+        Err(Failure::new(Exit::ConditionHeld, format!("held:\n  {told}{more}")))
+    }
+}
+
 fn report_options(config: &Config) -> crate::report::ReportOptions {
-    let is_terminal = config.report.out.is_none() && std::io::stdout().is_terminal();
+    let is_terminal = output::is_terminal(config.report.out.as_deref());
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     crate::report::ReportOptions {
         host: gethostname::gethostname().to_string_lossy().into_owned(),
@@ -219,14 +292,14 @@ fn report_options(config: &Config) -> crate::report::ReportOptions {
 }
 
 /// Columns of the terminal, looked up for each report because windows are resized; wide where there is none. `COLUMNS` wins.
-fn width() -> usize {
+fn width(out: Option<&Path>) -> usize {
     /// Wide enough for every column of every table.
     const WIDTH_OF_A_FILE: usize = 160;
     if let Some(columns) = std::env::var("COLUMNS").ok().and_then(|text| text.parse().ok()) {
         return columns;
     }
     match terminal_size::terminal_size() {
-        Some((terminal_size::Width(columns), _)) if std::io::stdout().is_terminal() => usize::from(columns),
+        Some((terminal_size::Width(columns), _)) if output::is_terminal(out) => usize::from(columns),
         _ => WIDTH_OF_A_FILE,
     }
 }

@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 #[derive(Clone, Debug, Default)]
 pub(super) struct Requests {
     stop: Arc<AtomicBool>,
+    /// The operator asked to stop, rather than the program itself.
+    interrupted: Arc<AtomicBool>,
     print: Arc<AtomicBool>,
     reload: Arc<AtomicBool>,
     /// Counts print requests, so that each worker answers each once.
@@ -23,6 +25,7 @@ impl Requests {
         for signal in [SIGTERM, SIGINT] {
             flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&requests.stop))?;
             flag::register(signal, Arc::clone(&requests.stop))?;
+            flag::register(signal, Arc::clone(&requests.interrupted))?;
         }
         flag::register(SIGUSR1, Arc::clone(&requests.print))?;
         flag::register(SIGHUP, Arc::clone(&requests.reload))?;
@@ -37,6 +40,11 @@ impl Requests {
     /// Whether to stop.
     pub(super) fn must_stop(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Whether a signal asked to stop.
+    pub(super) fn was_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
     }
 
     /// Number of reports on demand that were asked for so far.

@@ -135,6 +135,11 @@ impl Worker {
         }
     }
 
+    /// The open interval will not be whole, whatever its length says.
+    pub(super) fn mark_partial(&mut self) {
+        self.cut = true;
+    }
+
     /// Applies what is waiting in the collector's batch: at the end of a block, or before a pause.
     pub(super) fn flush(&mut self) {
         self.collector.flush();

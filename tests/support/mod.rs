@@ -8,6 +8,7 @@
 )]
 
 pub mod exact;
+pub mod readback;
 pub mod scenario;
 pub mod transform;
 
@@ -70,6 +71,15 @@ pub fn replay_all(recording: &Path, arguments: &[&str]) -> Vec<Value> {
         .lines()
         .map(|line| serde_json::from_str(line).expect("a line is a JSON object"))
         .collect()
+}
+
+/// A number of bytes as reports write it: `1.2 MB`.
+pub fn readable_bytes(bytes: u64) -> String {
+    let (unit, name) = [(1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")]
+        .into_iter()
+        .find(|(unit, _)| bytes as f64 >= *unit)
+        .expect("more than nothing");
+    format!("{:.1} {name}", bytes as f64 / unit)
 }
 
 /// The figure at a path of names, 0 where it is absent (outcomes that did not occur are left out).
