@@ -244,6 +244,63 @@ equals_memcached! {
     over_long_keys "extra/quirk_raw_text_nooffload" [], 0;
 }
 
+/// Recordings of one or several servers on ports of their own, and of each its counters, which are summed: some of memcached's own
+/// tests, and servers with a login.
+#[track_caller]
+fn check_servers(name: &str, known: &[(&str, i64)]) {
+    let truth = truth(name);
+    let mut sums = serde_json::Map::new();
+    for server in truth["servers"].as_array().expect("a list of servers") {
+        for (counter, value) in server["stats"].as_object().expect("counters") {
+            let sum = sums.entry(counter.clone()).or_insert(0.into());
+            *sum = (sum.as_i64().unwrap_or(0) + value.as_i64().unwrap_or(0)).into();
+        }
+    }
+    let truth = serde_json::json!({ "stats_delta": sums });
+    let ports: std::collections::BTreeSet<String> = ["tcp_ports", "udp_ports"]
+        .iter()
+        .flat_map(|list| self::truth(name)[*list].as_array().cloned().unwrap_or_default())
+        .filter_map(|port| port.as_i64().map(|port| format!("*:{port}")))
+        .collect();
+    let arguments: Vec<&str> = ports.iter().flat_map(|port| ["-t", port]).collect();
+    let mut whole = serde_json::json!({ "commands": {} });
+    for report in replay_all(&fixture(&format!("{name}.pcap.zst")), &arguments) {
+        for (command, counts) in report["commands"].as_object().expect("commands") {
+            for (outcome, count) in counts.as_object().expect("outcomes") {
+                let sum = whole["commands"][command][outcome].as_i64().unwrap_or(0);
+                whole["commands"][command][outcome] = (sum + count.as_i64().unwrap_or(0)).into();
+            }
+        }
+    }
+    let counters = differing_counters(&whole, &truth, known);
+    assert!(counters.is_empty(), "{name}: {counters:#?}\n{}", whole["commands"]);
+    let gets = figure(&truth, &["stats_delta", "cmd_get"]) + figure(&truth, &["stats_delta", "cmd_touch"]);
+    let others = figure(&truth, &["stats_delta", "cmd_set"]);
+    assert!(gets + others > 0, "{name} does something");
+}
+
+macro_rules! equals_the_servers {
+    ($($test:ident $recording:literal $known:expr;)*) => {
+        $(#[test] fn $test() { check_servers($recording, &$known); })*
+    };
+}
+
+equals_the_servers! {
+    testsuite_binary_get "testsuite/binary-get" [];
+    testsuite_cas "testsuite/cas" [];
+    testsuite_getandtouch "testsuite/getandtouch" [];
+    testsuite_incrdecr "testsuite/incrdecr" [];
+    // Three `ma` created their items; two `mg` were not executed, one for its flags and one for the `quit` before it; and one hit of
+    // memcached's was a miss in the end, when extstore had let the value go (`get_hits` is counted before the flash is read).
+    testsuite_metaget "testsuite/metaget" [("incr_hits", 3), ("cmd_get", 2), ("get_misses", 1)];
+    testsuite_noreply "testsuite/noreply" [];
+    testsuite_touch "testsuite/touch" [];
+    testsuite_udp "testsuite/udp" [];
+    // Five logins look like sets (their bodies are the credentials), and one get came before its login.
+    ascii_login "extra/asciiauth_raw" [("cmd_set", 5), ("cmd_get", 1)];
+    sasl "extra/sasl_bmemcached" [];
+}
+
 /// Requests, hits and misses of a key in the truth of the named cases.
 fn edge_truth(wanted: impl Fn(&Value) -> bool) -> BTreeMap<String, [i64; 3]> {
     let operations = truth("peers/peer-edge");

@@ -197,3 +197,95 @@ fn other_link_types() {
     check_exact(&t::link_raw(&base().0), LinkType::Raw);
     check_exact(&t::link_sll(&base().0), LinkType::LinuxSll);
 }
+
+#[test]
+fn checksums_are_never_verified() {
+    let mut frames = base().0.clone();
+    for frame in &mut frames {
+        let ipv4 = frame.bytes[12..14] == [8, 0];
+        let (ip_checksum, tcp_checksum) = if ipv4 { (Some(24), 34 + 16) } else { (None, 54 + 16) };
+        for at in ip_checksum.into_iter().chain([tcp_checksum]) {
+            if let Some(checksum) = frame.bytes.get_mut(at..at + 2) {
+                checksum.fill(0xee);
+            }
+        }
+    }
+    check_exact(&frames, ETHERNET);
+}
+
+#[test]
+fn one_direction_tagged() {
+    let tagged = t::encapsulate(&base().0, "vlan");
+    let frames: Vec<Frame> =
+        base()
+            .0
+            .iter()
+            .zip(tagged)
+            .map(|(plain, tagged)| {
+                if t::one_way(std::slice::from_ref(plain), true).is_empty() { plain.clone() } else { tagged }
+            })
+            .collect();
+    check_exact(&frames, ETHERNET);
+}
+
+/// "Port unreachable" and its kin quote the packet that they answer.
+#[test]
+fn errors_that_quote_packets_are_foreign() {
+    let mut frames = Vec::new();
+    for frame in &base().0 {
+        frames.push(frame.clone());
+        if frame.bytes[12..14] == [8, 0] {
+            let quoted = &frame.bytes[14..frame.bytes.len().min(14 + 576)];
+            let builder = etherparse::PacketBuilder::ethernet2([2; 6], [4; 6])
+                .ipv4([10, 0, 0, 9], [10, 0, 0, 8], 64)
+                .icmpv4_raw(3, 3, [0; 4]);
+            let mut bytes = Vec::new();
+            builder.write(&mut bytes, quoted).expect("the error can be built");
+            let wire_bytes = bytes.len() as u32;
+            frames.push(Frame { timestamp: frame.timestamp, bytes, wire_bytes });
+        }
+    }
+    check_exact(&frames, ETHERNET);
+}
+
+/// The table in `docs/traps.md` names tests and scenarios that there are, and leaves no number out.
+#[test]
+fn every_trap_has_its_test() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let table = std::fs::read_to_string(root.join("docs/traps.md")).expect("the table of traps");
+    let mut sources = String::new();
+    let mut folders = vec![root.join("src"), root.join("tests")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a folder of sources") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                sources.push_str(&std::fs::read_to_string(path).expect("a source file"));
+            }
+        }
+    }
+    let exists = |name: &str| {
+        let macro_line = |line: &str| line.trim_start().starts_with(&format!("{name} \""));
+        sources.contains(&format!("fn {name}("))
+            || sources.lines().any(macro_line)
+            || root.join(format!("tests/scenarios/{name}.txt")).exists()
+            || root.join(name).exists()
+    };
+    let (network, protocol) = table.split_once("## The protocol").expect("two tables");
+    for (part, last) in [(network, 36), (protocol, 34)] {
+        for number in 1..=last {
+            let start = format!("| {number} | ");
+            let line = part
+                .lines()
+                .find(|line| line.starts_with(&start))
+                .unwrap_or_else(|| panic!("no line {number}"));
+            let tests = line.rsplit('|').nth(1).expect("a column of tests");
+            let names: Vec<&str> = tests.split('`').skip(1).step_by(2).collect();
+            assert!(!names.is_empty(), "line {number} names no test");
+            for name in names {
+                assert!(exists(name), "line {number} names {name}, which is nowhere");
+            }
+        }
+    }
+}

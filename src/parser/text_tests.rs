@@ -365,3 +365,14 @@ fn lines_end_at_a_bare_newline_and_old_servers_stop_at_a_nul() {
         is_new_version(b"VERSION 1.6.40") && is_new_version(b"VERSION 2.0") && !is_new_version(b"VERSION x")
     );
 }
+
+#[test]
+fn lengths_that_no_server_takes() {
+    for length in ["-1", "2147483646", "4294967295", "18446744073709551616", "99999999999999999999999", "0x5"]
+    {
+        check(
+            &[c(&format!("set k 0 0 {length}\nget a\n")), s("CLIENT_ERROR bad data chunk\nEND\n")],
+            &format!("set k error {}/29\nget a miss 7/5", 12 + length.len()),
+        );
+    }
+}
