@@ -159,6 +159,14 @@ fn lossy() -> Snapshot {
     snapshot.partial = true;
     snapshot.loss.ring_dropped = 4_000;
     snapshot.loss.nic_dropped = 20;
+    snapshot.loss.worker_lost = 5;
+    snapshot.health = CaptureHealth {
+        ring_blocks_peak: 50,
+        ring_blocks: 64,
+        freezes: 2,
+        worker_restarts: 1,
+        ..CaptureHealth::default()
+    };
     for &anomaly in Anomaly::ALL {
         snapshot.loss.anomalies.add(anomaly, 1_000 + anomaly as u64);
     }

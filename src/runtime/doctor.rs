@@ -21,8 +21,8 @@ use traffic::Traffic;
 /// How long the interfaces are listened to, all at once.
 const LISTEN: Duration = Duration::from_secs(2);
 
-/// A ring for listening: small, since nothing is lost by losing here.
-const LISTEN_RING_BYTES: u64 = 8 << 20;
+/// Rings for listening are as large as those of `run` would be, up to this: many interfaces must not cost gigabytes here.
+const LISTEN_RING_BYTES_MAX: u64 = 64 << 20;
 
 /// Examines the machine and listens for two seconds. Fails when something would keep `run` from working: exit code 77 without
 /// the privilege, 1 otherwise.
@@ -111,7 +111,7 @@ fn listen(config: &Config, interfaces: &[Interface], lines: &mut Lines) {
     let mut heard_on = Vec::new();
     for interface in interfaces {
         let mut options = RingOptions::new(interface, filter_spec(config));
-        options.shape = RingShape::with_bytes(LISTEN_RING_BYTES);
+        options.shape = RingShape::with_bytes(config.capture.ring_bytes.min(LISTEN_RING_BYTES_MAX));
         options.promiscuous = config.capture.promiscuous;
         match Ring::open(&options) {
             Ok(ring) => {

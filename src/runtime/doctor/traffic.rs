@@ -221,7 +221,7 @@ fn judge_interface(
     let text = format!("{name}: at this rate the configured ring bears a stall of {} ms", hold.as_millis());
     if carried.dropped > 0 {
         let dropped = units::count(carried.dropped);
-        let text = format!("{text}; {dropped} packets were dropped while listening with a ring of 8 MiB");
+        let text = format!("{text}; {dropped} packets were dropped while listening");
         lines.warn("ring", text, "raise --ring-mb, and see whether the machine has a core to spare");
     } else if hold < HOLD_MIN {
         lines.warn("ring", text, "raise --ring-mb");
