@@ -29,7 +29,7 @@ pub fn merge(harvests: &[&Harvest]) -> Snapshot {
         joined.settle();
     }
     let (pairs, pair_bound) = pairs_of_keys(harvests, &keys);
-    let client_keys = top_keys_of_clients(&clients, &pairs);
+    let client_keys = top_keys_of_clients(&clients, &keys, &pairs);
     let socket_keys = top_keys_of_sockets(harvests, &keys, &sockets);
     let (totals, loss, packets_by_direction) = sums(harvests);
     Snapshot {
@@ -155,9 +155,9 @@ impl Joined {
     /// Adds a harvest's rows; without an index they cannot meet others.
     fn add(&mut self, rows: &Rows, same_seed: bool, mut index: Option<&mut HashTable<u32>>) {
         let mut bound = rows.bound;
-        let mut places = Vec::with_capacity(rows.rows.len());
-        self.rows.reserve(rows.rows.len());
-        for slot in &rows.rows {
+        let mut places = Vec::with_capacity(rows.rows().len());
+        self.rows.reserve(rows.rows().len());
+        for slot in rows.rows() {
             let mut row = Row::of(slot, rows);
             if !same_seed {
                 row.hash = FixedState::default().hash_one(&row.key);
@@ -177,7 +177,7 @@ impl Joined {
         self.places.push(places);
         self.bound += bound;
         self.live.push(rows.live);
-        self.complete &= rows.live == rows.rows.len() as u64;
+        self.complete &= rows.live == rows.rows().len() as u64;
     }
 
     fn push(&mut self, row: Row) -> u32 {
@@ -230,9 +230,9 @@ struct ByHash {
 
 impl ByHash {
     fn new(rows: &Rows) -> ByHash {
-        let mut by_hash = ByHash { first: HashMap::default(), next: Vec::with_capacity(rows.rows.len()) };
-        by_hash.first.reserve(rows.rows.len());
-        for (at, slot) in rows.rows.iter().enumerate() {
+        let mut by_hash = ByHash { first: HashMap::default(), next: Vec::with_capacity(rows.rows().len()) };
+        by_hash.first.reserve(rows.rows().len());
+        for (at, slot) in rows.rows().iter().enumerate() {
             let former = by_hash.first.insert(slot.hash as u32, at as u32);
             by_hash.next.push(former.unwrap_or(u32::MAX));
         }
@@ -267,12 +267,12 @@ fn pairs_of_keys(harvests: &[&Harvest], keys: &Joined) -> (Vec<Vec<PairRow>>, u6
     let mut total_bound = 0;
     for (harvest, places) in harvests.iter().zip(&keys.places) {
         let by_hash = ByHash::new(&harvest.keys);
-        let PairRows { pairs, lines, missing, .. } = &harvest.pairs;
+        let PairRows { lines, missing, .. } = &harvest.pairs;
         let mut bound = harvest.pairs.bound;
         let mut found = Vec::new();
-        for &(count, pair) in pairs {
+        for (count, pair) in harvest.pairs.pairs() {
             let belongs = |&row: &usize| {
-                let hash = harvest.keys.rows[row].hash;
+                let hash = harvest.keys.rows()[row].hash;
                 line_of(hash, u64::from(pair.client), *lines) == pair.line as usize
             };
             match by_hash.rows(pair.key).find(belongs) {
@@ -336,22 +336,26 @@ fn bounded(client: Endpoint, requests: u64, err: u64, key_requests: u64) -> Pair
 /// A client's hottest key: its row, and the requests.
 type TopKeys = Vec<Option<(u32, u64)>>;
 
-fn top_keys_of_clients(clients: &Joined, pairs: &[Vec<PairRow>]) -> TopKeys {
+fn top_keys_of_clients(clients: &Joined, keys: &Joined, pairs: &[Vec<PairRow>]) -> TopKeys {
     let at: HashMap<Endpoint, usize, FixedState> =
         clients.rows.iter().enumerate().map(|(at, row)| (decode(&row.key), at)).collect();
     let mut top: TopKeys = vec![None; clients.rows.len()];
     for (key, shares) in pairs.iter().enumerate() {
         for share in shares {
             if let Some(&client) = at.get(&share.client) {
-                raise(&mut top[client], key as u32, share.requests);
+                raise(&mut top[client], key as u32, share.requests, keys);
             }
         }
     }
     top
 }
 
-fn raise(top: &mut Option<(u32, u64)>, key: u32, requests: u64) {
-    if top.is_none_or(|(_, most)| requests > most) {
+/// Of keys asked for alike often the first by its bytes, so that the order of the rows decides nothing.
+fn raise(top: &mut Option<(u32, u64)>, key: u32, requests: u64, keys: &Joined) {
+    let bytes = |key: u32| &keys.rows[key as usize].key;
+    let is_higher =
+        |(known, most): (u32, u64)| requests.cmp(&most).then_with(|| bytes(known).cmp(bytes(key))).is_gt();
+    if top.is_none_or(is_higher) {
         *top = Some((key, requests));
     }
 }
@@ -361,13 +365,13 @@ fn top_keys_of_sockets(harvests: &[&Harvest], keys: &Joined, sockets: &Joined) -
     let mut counts: Vec<(u32, u32, u64)> = Vec::new();
     for (index, harvest) in harvests.iter().enumerate() {
         let (by_key, by_socket) = (ByHash::new(&harvest.keys), ByHash::new(&harvest.sockets));
-        let PairRows { pairs, lines, missing, .. } = &harvest.socket_pairs;
-        for &(count, pair) in pairs {
+        let PairRows { lines, missing, .. } = &harvest.socket_pairs;
+        for (count, pair) in harvest.socket_pairs.pairs() {
             let candidates = by_key
                 .rows(pair.key)
                 .flat_map(|key| by_socket.rows(pair.client).map(move |socket| (key, socket)));
             let found = candidates.into_iter().find(|&(key, socket)| {
-                let (key, socket) = (harvest.keys.rows[key].hash, harvest.sockets.rows[socket].hash);
+                let (key, socket) = (harvest.keys.rows()[key].hash, harvest.sockets.rows()[socket].hash);
                 line_of(key, socket, *lines) == pair.line as usize
             });
             if let Some((key, socket)) = found {
@@ -388,7 +392,7 @@ fn top_keys_of_sockets(harvests: &[&Harvest], keys: &Joined, sockets: &Joined) -
     }
     let mut top: TopKeys = vec![None; sockets.rows.len()];
     for (socket, key, requests) in counts {
-        raise(&mut top[socket as usize], key, requests);
+        raise(&mut top[socket as usize], key, requests, keys);
     }
     top
 }

@@ -4,7 +4,7 @@ use crate::capture::filter::FilterSpec;
 use crate::capture::interface::{self, Choice, Interface, InterfaceRequest};
 use crate::capture::ring::{self, Ring, RingError, RingOptions, RingShape, RingState, ring_byte_rate};
 use crate::cli::{Exit, Options};
-use crate::collector::{Collector, Harvest};
+use crate::collector::Collector;
 use crate::config::{CaptureConfig, Config, Snaplen};
 use crate::model::Timestamp;
 use crate::network::Network;
@@ -16,7 +16,9 @@ use crate::runtime::replay::BUFFERS_PER_WORKER;
 use crate::runtime::reporter::{Reload, ReporterThread};
 use crate::runtime::signals::Requests;
 use crate::runtime::worker::{WhenLate, Worker, WorkerChannels};
-use crate::runtime::{collector_options, harvest, interval_length, load, pipeline_limits, target_map};
+use crate::runtime::{
+    collector_options, describe_tables, harvests, interval_length, load, pipeline_limits, target_map,
+};
 use crate::sandbox::{self, SandboxMode, SandboxOptions};
 use std::net::IpAddr;
 use std::thread;
@@ -49,16 +51,18 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     let (report_sender, reports) = crossbeam_channel::bounded(BUFFERS_PER_WORKER * workers);
     let mut buffer_senders = Vec::with_capacity(workers);
     let mut captures = Vec::with_capacity(workers);
-    for (index, rings) in rings_by_worker.into_iter().enumerate() {
+    let collectors: Vec<Collector> = (0..workers)
+        .map(|_| Collector::new(&collector_options(&config, workers)))
+        .collect::<Result<_, _>>()
+        .map_err(|error| Failure::new(Exit::Failure, error))?;
+    describe_tables(&config, &collectors);
+    for (index, (rings, collector)) in rings_by_worker.into_iter().zip(collectors).enumerate() {
         let (buffer_sender, buffers) = crossbeam_channel::bounded(BUFFERS_PER_WORKER);
         for _ in 0..BUFFERS_PER_WORKER {
-            let buffer: Vec<Harvest> = config.targets.iter().map(|_| harvest(&config)).collect();
             // The channel has room for exactly these.
-            drop(buffer_sender.send(buffer));
+            drop(buffer_sender.send(harvests(&config, &collector)));
         }
         buffer_senders.push(buffer_sender);
-        let collector = Collector::new(&collector_options(&config, workers))
-            .map_err(|error| Failure::new(Exit::Failure, error))?;
         let pipeline = Pipeline::new(target_map(&config), pipeline_limits());
         let mut clock = IntervalClock::new(interval_length(&config));
         clock.start_at(now());
@@ -270,6 +274,9 @@ impl Capture {
                     now().since(Timestamp::from_nanos(0)).saturating_sub(GRACE).as_nanos() as u64,
                 );
                 self.worker.advance(passed, || std::mem::take(&mut self.figures));
+                if self.worker.idle() {
+                    continue;
+                }
                 if let Err(error) = ring::wait(&mut self.rings, WAIT_MAX) {
                     ended = Err(Failure::new(Exit::Failure, error));
                     break;

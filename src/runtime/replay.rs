@@ -2,7 +2,7 @@
 
 use crate::capture::pcap::Recordings;
 use crate::cli::{Exit, ReplayArgs};
-use crate::collector::{Collector, Harvest};
+use crate::collector::Collector;
 use crate::pipeline::Pipeline;
 use crate::runtime::clock::IntervalClock;
 use crate::runtime::failure::Failure;
@@ -10,7 +10,9 @@ use crate::runtime::message::CaptureFigures;
 use crate::runtime::reporter::ReporterThread;
 use crate::runtime::signals::Requests;
 use crate::runtime::worker::{WhenLate, Worker, WorkerChannels};
-use crate::runtime::{collector_options, harvest, interval_length, load, pipeline_limits, target_map};
+use crate::runtime::{
+    collector_options, describe_tables, harvests, interval_length, load, pipeline_limits, target_map,
+};
 use std::thread;
 
 /// Packets between two looks at the operator's wishes.
@@ -27,15 +29,15 @@ pub fn replay(arguments: &ReplayArgs) -> Result<(), Failure> {
         Recordings::open(&arguments.files).map_err(|error| Failure::new(Exit::Failure, error))?;
     let options = collector_options(&config, 1);
     let collector = Collector::new(&options).map_err(|error| Failure::new(Exit::Failure, error))?;
+    describe_tables(&config, std::slice::from_ref(&collector));
     let pipeline = Pipeline::new(target_map(&config), pipeline_limits());
     let clock = IntervalClock::new(interval_length(&config));
 
     let (report_sender, reports) = crossbeam_channel::bounded(BUFFERS_PER_WORKER);
     let (buffer_sender, buffers) = crossbeam_channel::bounded(BUFFERS_PER_WORKER);
     for _ in 0..BUFFERS_PER_WORKER {
-        let buffer: Vec<Harvest> = config.targets.iter().map(|_| harvest(&config)).collect();
         // The channel has room for exactly these.
-        drop(buffer_sender.send(buffer));
+        drop(buffer_sender.send(harvests(&config, &collector)));
     }
     let sources = arguments.files.iter().map(|file| file.display().to_string()).collect();
     let reporter = ReporterThread::new(&config, sources, vec![buffer_sender], requests.clone(), None)?;
@@ -70,6 +72,7 @@ fn feed(mut worker: Worker, recordings: &mut Recordings, requests: &Requests) ->
             if requests.must_stop() {
                 break;
             }
+            worker.flush();
             worker.print_on_demand(requests.prints(), None, CaptureFigures::default);
         }
     }
