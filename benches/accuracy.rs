@@ -6,7 +6,8 @@
 //!
 //!     cargo bench --bench accuracy                    every case, tables of 30 MB
 //!     cargo bench --bench accuracy -- --only zipf     cases whose name begins so
-//!     cargo bench --bench accuracy -- --only full     tables of 300 MB, 16 million keys; 3 GB of memory
+//!     cargo bench --bench accuracy -- --only full     tables of 300 MB, 13 million keys
+//!     cargo bench --bench accuracy -- --only memory   the size of the process over 50 million keys
 //!
 //! Without `--bench`, which cargo adds, tables and traces are thirty times smaller: `./check` runs that.
 #![expect(clippy::print_stdout, reason = "a bench talks to its reader")]
@@ -50,6 +51,12 @@ fn main() {
         if only.as_ref().is_none_or(|only| name.starts_with(only.as_str())) && !flood(name, shrink, every) {
             failed.push(name);
         }
+    }
+    if only.as_deref().is_none_or(|only| only == "exact") && !exact() {
+        failed.push("exact");
+    }
+    if only.as_deref() == Some("memory") && !memory() {
+        failed.push("memory");
     }
     assert!(failed.is_empty(), "bounds were broken, or recall was too low: {failed:?}");
 }
@@ -296,6 +303,48 @@ fn flood(name: &str, shrink: u64, every: u64) -> bool {
         row.map_or((0, unlisted), |row| (row.counters.requests() - row.err, row.counters.requests()));
     println!("{name}: {hot} requests, stated {least} to {most}; unlisted at most {unlisted}");
     row.is_some() && (least..=most).contains(&hot)
+}
+
+/// As many different keys as a target's tables of 300 MB are to hold without error.
+fn exact() -> bool {
+    const KEYS: u64 = 900_000;
+    let mut collector = collector(300_000_000);
+    for number in (0..KEYS).chain(0..KEYS / 2) {
+        collector.observe(&tuple(0), &observation(&write_key(number), 100));
+    }
+    let snapshot = merge(&[&close(&mut collector, None)]);
+    let in_doubt = snapshot.keys.iter().filter(|row| row.err > 0 || row.counters.requests() > 2).count();
+    let sum: u64 = snapshot.keys.iter().map(|row| row.counters.requests()).sum();
+    println!(
+        "exact: {} of {KEYS} keys listed, {in_doubt} in doubt, {sum} requests, unlisted at most {}",
+        snapshot.keys.len(),
+        snapshot.bounds.key
+    );
+    snapshot.keys.len() as u64 == KEYS && in_doubt == 0 && sum == KEYS / 2 * 3 && snapshot.bounds.key == 0
+}
+
+/// The process after 50 million keys and a million clients is as large as it was at the start.
+fn memory() -> bool {
+    let mut collector = collector(300_000_000);
+    let mut harvest = Harvest::new(Some(HARVEST_ROWS), collector.capacity(TargetId(0)));
+    let (start, mut most) = (resident_bytes(), 0);
+    for number in 0..50_000_000u64 {
+        collector.observe(&tuple((number % 1_000_000) as u32), &observation(&write_key(number), 100));
+        if number % 5_000_000 == 4_999_999 {
+            collector.end_close(TargetId(0), &mut harvest);
+            collector.begin_close(TargetId(0), &mut harvest);
+            most = most.max(resident_bytes());
+        }
+    }
+    println!("memory: {start} bytes resident at the start, {most} at most over 50 M keys and 1 M clients");
+    most <= start + start / 100
+}
+
+/// Memory of this process.
+fn resident_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/statm").expect("a system with /proc");
+    let pages: u64 = text.split(' ').nth(1).and_then(|field| field.parse().ok()).expect("a number of pages");
+    pages * 4096
 }
 
 fn collector(budget_bytes: u64) -> Collector {

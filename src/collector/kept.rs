@@ -43,32 +43,36 @@ pub(super) struct Kept<T> {
 }
 
 impl<T> Default for Kept<T> {
+    /// For all rows of a table.
     fn default() -> Kept<T> {
-        Kept::new(None, 0)
+        Kept {
+            rows: Vec::new(),
+            ranks: Vec::new(),
+            scratch: Vec::new(),
+            limit: usize::MAX,
+            threshold: 0,
+            left_behind: 0,
+            overflowed: false,
+        }
+    }
+}
+
+impl<T: Copy> Kept<T> {
+    /// For `limit` rows of a table that has `capacity` of them; `None`: for all. Memory is touched here, so that it is there when
+    /// it is wanted.
+    pub(super) fn new(limit: Option<usize>, capacity: usize, empty: T) -> Kept<T> {
+        let Some(limit) = limit else { return Kept::default() };
+        let mut kept = Kept { limit, ..Kept::default() };
+        let room = kept.room().min(capacity);
+        kept.rows.resize(room, empty);
+        kept.ranks.resize(room, u64::MAX);
+        kept.scratch.resize(room, u64::MAX);
+        kept.clear();
+        kept
     }
 }
 
 impl<T> Kept<T> {
-    /// For `limit` rows of a table that has `capacity` of them (0: unknown); `None`: for all.
-    pub(super) fn new(limit: Option<usize>, capacity: usize) -> Kept<T> {
-        let mut kept = Kept {
-            rows: Vec::new(),
-            ranks: Vec::new(),
-            scratch: Vec::new(),
-            limit: limit.unwrap_or(usize::MAX),
-            threshold: 0,
-            left_behind: 0,
-            overflowed: false,
-        };
-        if limit.is_some() {
-            let room = kept.room().min(capacity);
-            kept.rows.reserve_exact(room);
-            kept.ranks.reserve_exact(room);
-            kept.scratch.reserve_exact(room);
-        }
-        kept
-    }
-
     /// Rows that there is room for: a sample's error above those that are wanted.
     pub(super) fn room(&self) -> usize {
         self.limit.saturating_add(self.limit / 4 * 3).saturating_add(64)
@@ -193,7 +197,7 @@ mod tests {
             shuffled.sort_by_key(|rank| (rank ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15));
             let sample = || ranks.iter().copied().take(sampled);
             let outcomes = [&ranks, &shuffled].map(|order| {
-                let mut kept = Kept::new(Some(limit), ranks.len());
+                let mut kept = Kept::new(Some(limit), ranks.len(), 0);
                 kept.begin(ranks.len() as u64, sample());
                 for &rank in order {
                     if kept.wants(rank) {
@@ -219,7 +223,7 @@ mod tests {
     #[test]
     fn a_sample_of_many_rows_lets_about_the_wanted_number_pass() {
         for limit in [10, 1_000, 60_000] {
-            let mut kept = Kept::<()>::new(Some(limit), 0);
+            let mut kept = Kept::new(Some(limit), 0, ());
             let ranks = || (0..1_000_000usize).map(|place| rank((place % 7) as u32 + 1, place));
             kept.begin(1_000_000, ranks().step_by(244));
             let passing = ranks().filter(|&rank| kept.wants(rank)).count();

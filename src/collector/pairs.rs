@@ -262,7 +262,8 @@ pub(super) struct PairRows {
 impl PairRows {
     /// With room for about `limit` pairs (`None`: all) of a table of `capacity`.
     pub(super) fn new(limit: Option<usize>, capacity: usize) -> PairRows {
-        PairRows { kept: Kept::new(limit, capacity), ..PairRows::default() }
+        const NONE: Pair = Pair { key: 0, client: 0, err: 0, line: 0 };
+        PairRows { kept: Kept::new(limit, capacity, NONE), ..PairRows::default() }
     }
 
     /// Count and pair, in no particular order.

@@ -603,7 +603,7 @@ pub(super) struct Rows {
 impl Rows {
     /// With room for about `limit` rows (`None`: all) of a table of `capacity`, so that closing does not allocate.
     pub(super) fn new(limit: Option<usize>, capacity: usize) -> Rows {
-        let kept = Kept::new(limit, capacity);
+        let kept = Kept::new(limit, capacity, EMPTY);
         let tails =
             if limit.is_some() { kept.room().min(capacity) * (KEY_BYTES_MAX - INLINE_BYTES) } else { 0 };
         Rows { kept, tails: Vec::with_capacity(tails), ..Rows::default() }
