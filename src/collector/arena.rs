@@ -45,9 +45,19 @@ pub(super) struct Arena {
 
 impl Arena {
     /// Maps, asks for huge pages, and touches every page, so that no page fault is left for the packet path.
+    /// Fails when the system has not that much to give: it would promise it all the same, and end the process later.
     pub(super) fn new(bytes: usize) -> io::Result<Arena> {
-        let mut mapping = MmapMut::map_anon(bytes.max(PAGE).next_multiple_of(PAGE))?;
-        populate(&mut mapping);
+        let length = bytes.max(PAGE).checked_next_multiple_of(PAGE).ok_or(io::ErrorKind::OutOfMemory)?;
+        if let Some(available) = available_bytes()
+            && length as u64 > available
+        {
+            return Err(io::Error::new(
+                io::ErrorKind::OutOfMemory,
+                format!("the system has {available} bytes available"),
+            ));
+        }
+        let mut mapping = MmapMut::map_anon(length)?;
+        populate(&mut mapping)?;
         let base = NonNull::new(mapping.as_mut_ptr()).ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(Arena { mapping: Arc::new(mapping), base, used: 0 })
     }
@@ -67,20 +77,33 @@ impl Arena {
     }
 }
 
-/// Best effort: a kernel that refuses either advice leaves small pages or pages that are touched by hand.
-fn populate(mapping: &mut MmapMut) {
+/// What the system could give without swapping; `None` where it does not say.
+fn available_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// A kernel without huge pages leaves small ones, and one before 5.14 pages that are touched by hand.
+fn populate(mapping: &mut MmapMut) -> io::Result<()> {
     let (start, length) = (mapping.as_mut_ptr(), mapping.len());
     // SAFETY: the range is exactly our own fresh anonymous mapping; neither advice changes its contents.
     let populated = unsafe {
         libc::madvise(start.cast(), length, libc::MADV_HUGEPAGE);
         libc::madvise(start.cast(), length, libc::MADV_POPULATE_WRITE) == 0
     };
-    if !populated {
-        for page in mapping.chunks_mut(PAGE) {
-            // A plain store of zero to zeroed memory could be dropped by the compiler.
-            page[0] = std::hint::black_box(0);
-        }
+    if populated {
+        return Ok(());
     }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() != Some(libc::EINVAL) {
+        return Err(error);
+    }
+    for page in mapping.chunks_mut(PAGE) {
+        // A plain store of zero to zeroed memory could be dropped by the compiler.
+        page[0] = std::hint::black_box(0);
+    }
+    Ok(())
 }
 
 /// A slice of an arena; used as `[T]`.
@@ -145,6 +168,13 @@ mod tests {
         large[3].hash = 7;
         drop(arena);
         assert_eq!((small[2], large[3].hash), (u32::MAX, 7));
+    }
+
+    #[test]
+    fn memory_that_is_not_there_is_refused() {
+        let error = Arena::new(1 << 45).err().expect("no machine has 32 TiB");
+        assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);
+        assert!(Arena::new(usize::MAX).is_err());
     }
 
     #[test]

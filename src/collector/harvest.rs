@@ -3,28 +3,28 @@
 //! A harvest is used again and again: after the first few intervals, filling it allocates nothing. What it left behind is bounded
 //! by its own figures.
 
+use super::Capacity;
 use super::latency::Latencies;
-use super::pairs::{PairRows, Wanted};
+use super::pairs::PairRows;
 use super::snapshot::Totals;
 use super::table::Rows;
 use crate::anomaly::AnomalyCounts;
 
-/// Pairs that are taken along for each row.
-const PAIRS_PER_ROW: usize = 8;
+/// Pairs that are taken along for each row of a key.
+const PAIRS_PER_ROW: usize = 4;
+const SOCKET_PAIRS_PER_ROW: usize = 2;
+
+/// Rows of keys for each row of a client that is taken along.
+const KEYS_PER_CLIENT: usize = 4;
 
 /// A buffer for one target's interval.
 pub struct Harvest {
-    /// Rows of each table; `None`: all of them.
-    pub(super) rows_max: Option<usize>,
-    pub(super) pairs_max: Option<usize>,
     /// Of the hashes in here.
     pub(super) seed: u64,
     pub(super) keys: Rows,
     pub(super) clients: Rows,
     pub(super) sockets: Rows,
     pub(super) servers: Rows,
-    /// The keys, for choosing pairs.
-    pub(super) wanted: Wanted,
     pub(super) pairs: PairRows,
     pub(super) socket_pairs: PairRows,
     /// Of the clients in `pairs` that are not their own numbers.
@@ -37,20 +37,20 @@ pub struct Harvest {
 }
 
 impl Harvest {
-    /// An empty one that takes along at most `rows_max` rows of each table (`None`: every row).
-    pub fn new(rows_max: Option<usize>) -> Harvest {
-        let pairs_max = rows_max.map(|rows| rows.saturating_mul(PAIRS_PER_ROW));
+    /// An empty one that takes along about `rows_max` keys (`None`: every row of every table), the heaviest, and clients and pairs
+    /// in proportion. `capacity` is the collector's for its target: there is no need of more room.
+    pub fn new(rows_max: Option<usize>, capacity: Capacity) -> Harvest {
+        let times = |factor: usize| rows_max.map(|rows| rows.saturating_mul(factor));
+        // A small number is one that somebody wants to see all of.
+        let clients_max = rows_max.map(|rows| (rows / KEYS_PER_CLIENT).max(rows.min(1024)));
         Harvest {
-            rows_max,
-            pairs_max,
             seed: 0,
-            keys: Rows::new(rows_max),
-            clients: Rows::new(rows_max),
-            sockets: Rows::new(rows_max),
-            servers: Rows::default(),
-            wanted: Wanted::new(),
-            pairs: PairRows::new(pairs_max),
-            socket_pairs: PairRows::new(pairs_max),
+            keys: Rows::new(rows_max, capacity.keys),
+            clients: Rows::new(clients_max, capacity.clients),
+            sockets: Rows::new(clients_max, capacity.sockets),
+            servers: Rows::new(clients_max, capacity.servers),
+            pairs: PairRows::new(times(PAIRS_PER_ROW), capacity.pairs),
+            socket_pairs: PairRows::new(times(SOCKET_PAIRS_PER_ROW), capacity.pairs),
             addresses: Vec::new(),
             totals: Totals::default(),
             latencies: Latencies::new(),
@@ -63,6 +63,6 @@ impl Harvest {
 
 impl std::fmt::Debug for Harvest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Harvest").field("keys", &self.keys.rows.len()).finish_non_exhaustive()
+        f.debug_struct("Harvest").field("keys", &self.keys.rows().len()).finish_non_exhaustive()
     }
 }

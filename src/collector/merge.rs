@@ -155,9 +155,9 @@ impl Joined {
     /// Adds a harvest's rows; without an index they cannot meet others.
     fn add(&mut self, rows: &Rows, same_seed: bool, mut index: Option<&mut HashTable<u32>>) {
         let mut bound = rows.bound;
-        let mut places = Vec::with_capacity(rows.rows.len());
-        self.rows.reserve(rows.rows.len());
-        for slot in &rows.rows {
+        let mut places = Vec::with_capacity(rows.rows().len());
+        self.rows.reserve(rows.rows().len());
+        for slot in rows.rows() {
             let mut row = Row::of(slot, rows);
             if !same_seed {
                 row.hash = FixedState::default().hash_one(&row.key);
@@ -177,7 +177,7 @@ impl Joined {
         self.places.push(places);
         self.bound += bound;
         self.live.push(rows.live);
-        self.complete &= rows.live == rows.rows.len() as u64;
+        self.complete &= rows.live == rows.rows().len() as u64;
     }
 
     fn push(&mut self, row: Row) -> u32 {
@@ -230,9 +230,9 @@ struct ByHash {
 
 impl ByHash {
     fn new(rows: &Rows) -> ByHash {
-        let mut by_hash = ByHash { first: HashMap::default(), next: Vec::with_capacity(rows.rows.len()) };
-        by_hash.first.reserve(rows.rows.len());
-        for (at, slot) in rows.rows.iter().enumerate() {
+        let mut by_hash = ByHash { first: HashMap::default(), next: Vec::with_capacity(rows.rows().len()) };
+        by_hash.first.reserve(rows.rows().len());
+        for (at, slot) in rows.rows().iter().enumerate() {
             let former = by_hash.first.insert(slot.hash as u32, at as u32);
             by_hash.next.push(former.unwrap_or(u32::MAX));
         }
@@ -267,12 +267,12 @@ fn pairs_of_keys(harvests: &[&Harvest], keys: &Joined) -> (Vec<Vec<PairRow>>, u6
     let mut total_bound = 0;
     for (harvest, places) in harvests.iter().zip(&keys.places) {
         let by_hash = ByHash::new(&harvest.keys);
-        let PairRows { pairs, lines, missing, .. } = &harvest.pairs;
+        let PairRows { lines, missing, .. } = &harvest.pairs;
         let mut bound = harvest.pairs.bound;
         let mut found = Vec::new();
-        for &(count, pair) in pairs {
+        for (count, pair) in harvest.pairs.pairs() {
             let belongs = |&row: &usize| {
-                let hash = harvest.keys.rows[row].hash;
+                let hash = harvest.keys.rows()[row].hash;
                 line_of(hash, u64::from(pair.client), *lines) == pair.line as usize
             };
             match by_hash.rows(pair.key).find(belongs) {
@@ -350,10 +350,12 @@ fn top_keys_of_clients(clients: &Joined, keys: &Joined, pairs: &[Vec<PairRow>]) 
     top
 }
 
-/// Between equals the bytes of the keys decide: rows lie in an order that differs from run to run.
+/// Of keys asked for alike often the first by its bytes, so that the order of the rows decides nothing.
 fn raise(top: &mut Option<(u32, u64)>, key: u32, requests: u64, keys: &Joined) {
-    let name = |key: u32| &keys.rows[key as usize].key;
-    if top.is_none_or(|(old, most)| requests > most || (requests == most && name(key) < name(old))) {
+    let bytes = |key: u32| &keys.rows[key as usize].key;
+    let is_higher =
+        |(known, most): (u32, u64)| requests.cmp(&most).then_with(|| bytes(known).cmp(bytes(key))).is_gt();
+    if top.is_none_or(is_higher) {
         *top = Some((key, requests));
     }
 }
@@ -363,13 +365,13 @@ fn top_keys_of_sockets(harvests: &[&Harvest], keys: &Joined, sockets: &Joined) -
     let mut counts: Vec<(u32, u32, u64)> = Vec::new();
     for (index, harvest) in harvests.iter().enumerate() {
         let (by_key, by_socket) = (ByHash::new(&harvest.keys), ByHash::new(&harvest.sockets));
-        let PairRows { pairs, lines, missing, .. } = &harvest.socket_pairs;
-        for &(count, pair) in pairs {
+        let PairRows { lines, missing, .. } = &harvest.socket_pairs;
+        for (count, pair) in harvest.socket_pairs.pairs() {
             let candidates = by_key
                 .rows(pair.key)
                 .flat_map(|key| by_socket.rows(pair.client).map(move |socket| (key, socket)));
             let found = candidates.into_iter().find(|&(key, socket)| {
-                let (key, socket) = (harvest.keys.rows[key].hash, harvest.sockets.rows[socket].hash);
+                let (key, socket) = (harvest.keys.rows()[key].hash, harvest.sockets.rows()[socket].hash);
                 line_of(key, socket, *lines) == pair.line as usize
             });
             if let Some((key, socket)) = found {

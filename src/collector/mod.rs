@@ -3,6 +3,8 @@
 //! Each worker owns a [`Collector`] and nobody else touches it: all memory is taken at the start, an observation costs a fixed
 //! amount of work, and nothing on the way allocates, locks or waits. When an interval closes, its rows are copied into
 //! a [`Harvest`], which travels to the reporter, where [`merge()`] makes a [`snapshot::Snapshot`] of all workers' harvests.
+//! Closing does not stop the observations: tables count in a new epoch at once, a bucket of the old one is copied before an
+//! update takes its place, and a sweep copies the others slice by slice.
 //!
 //! Figures are exact while the tables have room. When they have not, every row says by how much it can be wrong
 //! (`err`), and every snapshot what an unlisted row can have had ([`snapshot::Bounds`]). The requests in doubt, `err` of them, stand among a
@@ -10,6 +12,7 @@
 
 mod arena;
 mod harvest;
+mod kept;
 mod latency;
 mod merge;
 mod numbers;
@@ -38,7 +41,7 @@ use target::{Origin, Request, Target};
 pub const BUDGET_MIN: u64 = 512 << 10;
 
 /// Observations that are counted together, so that their cache lines are fetched at the same time.
-const BATCH: usize = 16;
+const BATCH: usize = 32;
 
 /// What a collector is made of.
 #[derive(Clone, Debug, Default)]
@@ -56,6 +59,20 @@ pub struct TargetOptions {
     pub budget_bytes: u64,
     /// Keep a table of servers (a CIDR or `*`).
     pub servers: bool,
+}
+
+/// What a bench may leave out, to see what it costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parts {
+    /// Count pairs of key and client.
+    pub pairs: bool,
+    /// Fetch what a batch of observations will touch before it is touched.
+    pub prefetch: bool,
+}
+
+impl Parts {
+    /// Nothing is left out.
+    pub const ALL: Parts = Parts { pairs: true, prefetch: true };
 }
 
 /// Why there is no collector.
@@ -92,6 +109,36 @@ pub struct Capacity {
     pub sockets: usize,
     /// Servers; 0 without a table of them.
     pub servers: usize,
+}
+
+impl Capacity {
+    /// Adds another worker's.
+    pub fn add(&mut self, other: &Capacity) {
+        self.keys += other.keys;
+        self.pairs += other.pairs;
+        self.clients += other.clients;
+        self.sockets += other.sockets;
+        self.servers += other.servers;
+    }
+}
+
+impl std::fmt::Display for Capacity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Capacity { keys, pairs, clients, sockets, servers } = *self;
+        let thousands = [(keys, "keys"), (pairs, "pairs"), (clients, "clients"), (sockets, "connections")];
+        for (count, noun) in thousands {
+            write!(f, "{} {noun}, ", grouped(count))?;
+        }
+        write!(f, "{} servers", grouped(servers))
+    }
+}
+
+/// A number with commas between its thousands.
+fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let groups: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().map(|g| std::str::from_utf8(g).unwrap_or("")).collect();
+    groups.join(",")
 }
 
 /// A waiting observation. Its key is in `Batch::keys`, at its own index.
@@ -152,6 +199,9 @@ pub struct Collector {
     /// Names the hash function: harvests with the same seed can be joined by hash.
     seed: u64,
     batch: Box<Batch>,
+    /// Some target's closed interval has yet to be copied out.
+    unswept: bool,
+    parts: Parts,
 }
 
 impl Collector {
@@ -171,7 +221,12 @@ impl Collector {
             None => (process_seed(), SharedSeed::global_random()),
         };
         let hasher = SeedableRandomState::with_seed(seed, shared);
-        Ok(Collector { targets, hasher, seed, batch: Batch::new() })
+        Ok(Collector { targets, hasher, seed, batch: Batch::new(), unswept: false, parts: Parts::ALL })
+    }
+
+    /// Leaves parts out, for a bench: what reports state of pairs is not true then.
+    pub fn count_only(&mut self, parts: Parts) {
+        self.parts = parts;
     }
 
     /// What a target's tables hold.
@@ -221,12 +276,42 @@ impl Collector {
         batch.origin_count as u8 - 1
     }
 
-    /// Applies what is waiting.
+    /// Applies what is waiting, and copies a slice of what was closed.
     pub fn flush(&mut self) {
-        let Collector { targets, batch, .. } = self;
+        self.apply();
+        if self.unswept {
+            self.sweep();
+        }
+    }
+
+    fn apply(&mut self) {
+        if self.parts.prefetch {
+            self.prefetch();
+        }
+        let Collector { targets, batch, parts, .. } = self;
+        // Commands of many keys and pipelines make runs of the same origin: its rows are looked for once.
+        let mut run = None;
         for index in 0..batch.count {
             let (target, request) = batch.request(index);
-            targets[target].prefetch(&request);
+            let (target, origin) = (&mut targets[target], batch.waiting[index].origin);
+            target.update(&request, parts.pairs);
+            match run {
+                Some((former, places)) if former == origin => {
+                    target.update_origin_again(places, request.delta)
+                }
+                _ => run = Some((origin, target.update_origin(request.origin, request.delta))),
+            }
+        }
+        (batch.count, batch.origin_count, batch.last) = (0, 0, None);
+    }
+
+    /// Fetches what the waiting observations will touch: headers, then the slots that the headers point to.
+    #[inline]
+    fn prefetch(&mut self) {
+        let Collector { targets, batch, parts, .. } = self;
+        for index in 0..batch.count {
+            let (target, request) = batch.request(index);
+            targets[target].prefetch(&request, parts.pairs);
         }
         let (mut late, mut late_count) = ([0u8; BATCH], 0);
         for index in 0..batch.count {
@@ -240,20 +325,6 @@ impl Collector {
             let (target, request) = batch.request(usize::from(index));
             targets[target].prefetch_second(&request);
         }
-        // Commands of many keys and pipelines make runs of the same origin: its rows are looked for once.
-        let mut run = None;
-        for index in 0..batch.count {
-            let (target, request) = batch.request(index);
-            let (target, origin) = (&mut targets[target], batch.waiting[index].origin);
-            target.update(&request);
-            match run {
-                Some((former, places)) if former == origin => {
-                    target.update_origin_again(places, request.delta)
-                }
-                _ => run = Some((origin, target.update_origin(request.origin, request.delta))),
-            }
-        }
-        (batch.count, batch.origin_count) = (0, 0);
     }
 
     /// Adds what reassembly counted for a target.
@@ -263,13 +334,37 @@ impl Collector {
         }
     }
 
-    /// Copies a target's interval into `harvest`, whose old contents are lost, and begins its next one.
-    pub fn close_interval(&mut self, target: TargetId, harvest: &mut Harvest) {
+    /// Ends a target's interval and begins its next one, without a stop: rows are copied out by [`Collector::sweep`] and by the way.
+    /// The old contents of `harvest` are lost; its new ones are complete after [`Collector::end_close`], which has to come before the
+    /// next interval is ended.
+    pub fn begin_close(&mut self, target: TargetId, harvest: &mut Harvest) {
         self.flush();
         if let Some(target) = self.targets.get_mut(target.index()) {
-            target.close_interval(harvest);
+            target.begin_close(harvest);
             harvest.seed = self.seed;
+            self.unswept = true;
         }
+    }
+
+    /// Copies a slice of the intervals that were ended: as much work as a batch of observations is, each of which does the
+    /// same. True: nothing is left to copy.
+    pub fn sweep(&mut self) -> bool {
+        // Target by target; those that are done answer at once.
+        self.unswept = self.unswept && !self.targets.iter_mut().all(Target::sweep);
+        !self.unswept
+    }
+
+    /// Hands over the rows of a target's interval that was ended by [`Collector::begin_close`] with the same harvest.
+    pub fn end_close(&mut self, target: TargetId, harvest: &mut Harvest) {
+        if let Some(target) = self.targets.get_mut(target.index()) {
+            target.end_close(harvest);
+        }
+    }
+
+    /// Ends a target's interval and copies it into `harvest` at once.
+    pub fn close_interval(&mut self, target: TargetId, harvest: &mut Harvest) {
+        self.begin_close(target, harvest);
+        self.end_close(target, harvest);
     }
 }
 

@@ -14,19 +14,26 @@ const PLACES: usize = 2;
 /// Bytes of an arena for each address.
 pub(super) const NUMBER_BYTES: usize = size_of::<[u8; 16]>() + PLACES * size_of::<u32>();
 
-/// The addresses of one interval that are not their own numbers.
+/// Addresses that are not their own numbers. They keep their numbers from interval to interval, until half of the numbers are used.
 pub(super) struct Numbers {
     /// By number, from [`FIRST`]; the first `used` are meant.
     addresses: Region<[u8; 16]>,
     /// Open addressing by hash: 0, or 1 + the place of an address. At most half full.
     index: Region<u32>,
     used: usize,
+    /// Of these, those that were used when the last interval ended.
+    closing: usize,
 }
 
 impl Numbers {
     pub(super) fn new(arena: &mut Arena, count: usize) -> Option<Numbers> {
         let count = count.min((u32::MAX - FIRST) as usize);
-        Some(Numbers { addresses: arena.carve(count)?, index: arena.carve(PLACES * count)?, used: 0 })
+        Some(Numbers {
+            addresses: arena.carve(count)?,
+            index: arena.carve(PLACES * count)?,
+            used: 0,
+            closing: 0,
+        })
     }
 
     /// The number of a client, whose address has this hash. `None`: no number is left.
@@ -59,18 +66,23 @@ impl Numbers {
         Some(FIRST + self.used as u32 - 1)
     }
 
-    /// Copies the addresses out for [`address`].
-    pub(super) fn harvest(&self, into: &mut Vec<[u8; 16]>) {
+    /// Ends an interval, whose addresses [`Numbers::sweep`] copies. Where half of the numbers are used, all are taken back, which cannot
+    /// be done piece by piece: once in as many new addresses.
+    pub(super) fn begin_close(&mut self, into: &mut Vec<[u8; 16]>) {
         into.clear();
-        into.extend_from_slice(&self.addresses[..self.used]);
+        self.closing = self.used;
+        if self.used > self.addresses.len() / 2 {
+            self.sweep(usize::MAX, into);
+            self.index.fill(0);
+            (self.used, self.closing) = (0, 0);
+        }
     }
 
-    /// Takes all numbers back.
-    pub(super) fn clear(&mut self) {
-        if self.used > 0 {
-            self.index.fill(0);
-            self.used = 0;
-        }
+    /// Copies the next `count` addresses of the closed interval for [`address`]. True: none is left.
+    pub(super) fn sweep(&self, count: usize, into: &mut Vec<[u8; 16]>) -> bool {
+        let end = into.len().saturating_add(count).min(self.closing).max(into.len());
+        into.extend_from_slice(&self.addresses[into.len()..end]);
+        end >= self.closing
     }
 }
 
@@ -98,13 +110,27 @@ mod tests {
             clients.iter().map(|client| numbers.of(client.octets(), u64::MAX).unwrap()).collect();
         assert_eq!(given[1], given[4]);
         let mut addresses = Vec::new();
-        numbers.harvest(&mut addresses);
+        numbers.begin_close(&mut addresses);
         assert_eq!(addresses.len(), 3);
         for (client, number) in clients.iter().zip(given) {
             assert_eq!(address(number, &addresses), *client);
         }
-        assert_eq!(numbers.of(&[9; 16], 1), None);
-        numbers.clear();
-        assert_eq!(numbers.of(&[9; 16], 1), Some(FIRST));
+        assert_eq!(numbers.of(&[9; 16], 1), Some(FIRST), "all were taken back");
+    }
+
+    #[test]
+    fn numbers_outlive_an_interval_and_run_out() {
+        let mut numbers = Numbers::new(&mut Arena::new(9 * NUMBER_BYTES).unwrap(), 9).unwrap();
+        let first = numbers.of(&[9; 16], 1);
+        let mut addresses = Vec::new();
+        numbers.begin_close(&mut addresses);
+        assert_eq!(numbers.of(&[8; 16], 2), Some(FIRST + 1));
+        assert!(!numbers.sweep(0, &mut addresses) && numbers.sweep(5, &mut addresses));
+        assert_eq!((first, addresses.len()), (Some(FIRST), 1), "the second one came later");
+        assert_eq!(numbers.of(&[9; 16], 1), first);
+        for number in 2..9 {
+            assert!(numbers.of(&[10 + number; 16], u64::from(number)).is_some());
+        }
+        assert_eq!(numbers.of(&[7; 16], 1), None);
     }
 }

@@ -8,7 +8,8 @@
 //! would push out those of the others.
 
 use super::arena::{Arena, Region, prefetch};
-use super::table::{cut, place};
+use super::kept::{Kept, rank, sample_places};
+use super::table::place;
 
 /// Pairs in a line.
 pub(super) const PAIRS_PER_LINE: usize = 5;
@@ -72,6 +73,16 @@ pub(super) struct Pairs {
     /// New pairs, in place of others or not, that make the gate grow, and those seen so far.
     gate_step: u64,
     arrivals: u64,
+    /// The epoch before, while it is copied out.
+    closing: Option<Closing>,
+}
+
+/// An epoch that has ended and whose pairs are being copied out.
+struct Closing {
+    epoch: u32,
+    /// Lines before this one have been copied.
+    next: usize,
+    rows: PairRows,
 }
 
 impl Pairs {
@@ -88,6 +99,7 @@ impl Pairs {
             gate: 0,
             gate_step: 0,
             arrivals: 0,
+            closing: None,
         };
         pairs.gate_step = pairs.capacity() as u64 / 2;
         Some(pairs)
@@ -109,10 +121,22 @@ impl Pairs {
         self.unnumbered += 1;
     }
 
-    /// Forgets all pairs. The gate starts from where it was, or lower when the table was far from full.
-    pub(super) fn next_epoch(&mut self) {
+    /// Ends the epoch in no time: its pairs are copied into `rows` by [`Pairs::sweep`], or before an update takes their place.
+    /// The gate starts from where it was, or lower when the table was far from full.
+    pub(super) fn begin_close(&mut self, mut rows: PairRows) {
+        debug_assert!(self.closing.is_none(), "one epoch is closed at a time");
+        (rows.lines, rows.evictions) = (self.lines.len(), self.evictions);
+        rows.missing = u64::from(self.gate) + self.unnumbered;
+        rows.floor = self.floor;
+        rows.kept.begin(self.live, self.sample());
+        let next = if self.live == 0 { self.lines.len() } else { 0 };
+        self.closing = Some(Closing { epoch: self.epoch, next, rows });
         if self.epoch == EVICTED - 1 {
-            self.lines.iter_mut().for_each(|line| line.epoch = 0);
+            // As in the other tables: the sweep does the same to the last epoch's.
+            self.lines
+                .iter_mut()
+                .filter(|line| line.epoch & !EVICTED != EVICTED - 1)
+                .for_each(|line| line.epoch = 0);
             self.epoch = 0;
         }
         self.epoch += 1;
@@ -124,6 +148,54 @@ impl Pairs {
         self.gate_step = capacity / 2;
     }
 
+    /// Ranks of some pairs, evenly spread.
+    fn sample(&self) -> impl Iterator<Item = u64> {
+        let lines = sample_places(self.lines.len()).map(|at| (at, &self.lines[at]));
+        lines.filter(|(_, line)| line.epoch & !EVICTED == self.epoch).flat_map(|(at, line)| {
+            let ways = (0..PAIRS_PER_LINE).filter(|&way| line.count[way] != 0);
+            ways.map(move |way| rank(line.count[way], at * PAIRS_PER_LINE + way))
+        })
+    }
+
+    /// Copies the closed epoch's pairs out of the next `count` lines. True: none is left to copy.
+    pub(super) fn sweep(&mut self, count: usize) -> bool {
+        let Pairs { lines, closing, .. } = self;
+        let Some(closing) = closing else { return true };
+        let end = closing.next.saturating_add(count).min(lines.len());
+        for at in closing.next..end {
+            if lines[at].epoch & !EVICTED == closing.epoch {
+                closing.rows.take(at, &lines[at]);
+                if closing.epoch == EVICTED - 1 {
+                    lines[at].epoch = 0;
+                }
+            }
+        }
+        closing.next = end;
+        end == lines.len()
+    }
+
+    /// The closed epoch's pairs, where one was closed; copies what is left to copy.
+    pub(super) fn end_close(&mut self) -> Option<PairRows> {
+        self.sweep(usize::MAX);
+        let mut rows = self.closing.take()?.rows;
+        rows.kept.end();
+        rows.bound = u64::from(rows.floor.max(rows.kept.weight_left_behind())) + rows.missing;
+        Some(rows)
+    }
+
+    /// Empties a line of a former epoch, whose pairs are copied out first if that is not done yet.
+    fn renew(&mut self, at: usize) {
+        let Pairs { lines, closing, .. } = self;
+        if let Some(closing) = closing
+            && lines[at].epoch & !EVICTED == closing.epoch
+            && at >= closing.next
+        {
+            closing.rows.take(at, &lines[at]);
+        }
+        let none = [0; PAIRS_PER_LINE];
+        lines[at] = Line { key: none, client: none, count: none, epoch: self.epoch };
+    }
+
     #[inline(always)]
     pub(super) fn prefetch(&self, key_hash: u64, client: u64) {
         prefetch(&self.lines[line_of(key_hash, client, self.lines.len())]);
@@ -132,13 +204,11 @@ impl Pairs {
     /// Counts one request. The lower half of `client` is what is kept of it.
     #[inline]
     pub(super) fn update(&mut self, key_hash: u64, client: u64) {
-        let epoch = self.epoch;
         let at = line_of(key_hash, client, self.lines.len());
-        let line = &mut self.lines[at];
-        if line.epoch & !EVICTED != epoch {
-            let none = [0; PAIRS_PER_LINE];
-            *line = Line { key: none, client: none, count: none, epoch };
+        if self.lines[at].epoch & !EVICTED != self.epoch {
+            self.renew(at);
         }
+        let line = &mut self.lines[at];
         let (key, client) = (key_hash as u32, client as u32);
         let mut least = 0;
         for way in 0..PAIRS_PER_LINE {
@@ -171,103 +241,46 @@ impl Pairs {
             self.gate_step += self.capacity() as u64 / 8;
         }
     }
-
-    /// Copies out the `limit` greatest pairs (all without one) whose keys `wanted` lets pass.
-    pub(super) fn harvest(&self, limit: Option<usize>, wanted: &Wanted, into: &mut PairRows) {
-        into.pairs.clear();
-        (into.lines, into.gate, into.evictions) = (self.lines.len(), u64::from(self.gate), self.evictions);
-        let (limit, mut left_behind) = (limit.unwrap_or(usize::MAX), 0);
-        let full = limit.saturating_mul(2).saturating_add(PAIRS_PER_LINE);
-        if self.live > 0 {
-            for (at, line) in self.lines.iter().enumerate() {
-                if line.epoch & !EVICTED != self.epoch {
-                    continue;
-                }
-                left_behind = left_behind.max(line.harvest(at, wanted, into));
-                if into.pairs.len() + PAIRS_PER_LINE > full {
-                    left_behind = left_behind.max(cut(&mut into.pairs, limit));
-                }
-            }
-        }
-        if into.pairs.len() > limit {
-            left_behind = left_behind.max(cut(&mut into.pairs, limit));
-        }
-        into.bound = u64::from(self.floor.max(left_behind)) + into.gate + self.unnumbered;
-        into.missing = into.gate + self.unnumbered;
-    }
-}
-
-impl Line {
-    /// Copies out; returns the greatest count of those that are not wanted.
-    #[inline(always)]
-    fn harvest(&self, at: usize, wanted: &Wanted, into: &mut PairRows) -> u32 {
-        let mut left_behind = 0;
-        let least = || self.count.iter().copied().min().unwrap_or(0);
-        let err = if self.epoch & EVICTED != 0 { least() } else { 0 };
-        for way in 0..PAIRS_PER_LINE {
-            let (key, client, count) = (self.key[way], self.client[way], self.count[way]);
-            if count == 0 {
-                continue;
-            }
-            if wanted.may_contain(key) {
-                into.pairs.push((count, Pair { key, client, err, line: at as u32 }));
-            } else {
-                left_behind = left_behind.max(count);
-            }
-        }
-        left_behind
-    }
-}
-
-/// A set of keys that errs on the side of yes: 32 KiB of bits over 18 bits of each key's hash.
-pub(super) struct Wanted(Vec<u64>);
-
-/// Bits of a key's hash that tell.
-const WANTED_BITS: u32 = 18;
-
-impl Wanted {
-    pub(super) fn new() -> Wanted {
-        Wanted(vec![0; 1 << (WANTED_BITS - 6)])
-    }
-
-    pub(super) fn clear(&mut self) {
-        self.0.fill(0);
-    }
-
-    pub(super) fn insert(&mut self, key: u32) {
-        let bit = key >> (32 - WANTED_BITS);
-        self.0[(bit >> 6) as usize] |= 1 << (bit & 63);
-    }
-
-    #[inline(always)]
-    fn may_contain(&self, key: u32) -> bool {
-        let bit = key >> (32 - WANTED_BITS);
-        self.0[(bit >> 6) as usize] >> (bit & 63) & 1 != 0
-    }
 }
 
 /// A table's pairs of one interval, copied out.
 #[derive(Default)]
 pub(super) struct PairRows {
-    /// Count and pair.
-    pub(super) pairs: Vec<(u32, Pair)>,
+    kept: Kept<Pair>,
     /// Lines of the table.
     pub(super) lines: usize,
-    /// The gate at the end.
-    gate: u64,
     /// Pairs pushed out.
     pub(super) evictions: u64,
     /// Most requests of a pair that is not among them.
     pub(super) bound: u64,
     /// Most requests that can be missing from the count of one that is.
     pub(super) missing: u64,
+    /// Greatest count that was pushed out.
+    floor: u32,
 }
 
 impl PairRows {
-    /// With room for `limit` pairs.
-    pub(super) fn new(limit: Option<usize>) -> PairRows {
-        let room = limit.map_or(0, |limit| 2 * limit + 2 * PAIRS_PER_LINE);
-        PairRows { pairs: Vec::with_capacity(room), ..PairRows::default() }
+    /// With room for about `limit` pairs (`None`: all) of a table of `capacity`.
+    pub(super) fn new(limit: Option<usize>, capacity: usize) -> PairRows {
+        const NONE: Pair = Pair { key: 0, client: 0, err: 0, line: 0 };
+        PairRows { kept: Kept::new(limit, capacity, NONE), ..PairRows::default() }
+    }
+
+    /// Count and pair, in no particular order.
+    pub(super) fn pairs(&self) -> impl Iterator<Item = (u32, Pair)> {
+        self.kept.weights().zip(self.kept.rows().iter().copied())
+    }
+
+    /// Copies a line's pairs, as far as they are wanted.
+    fn take(&mut self, at: usize, line: &Line) {
+        let least = if line.epoch & EVICTED == 0 { 0 } else { line.count.iter().copied().min().unwrap_or(0) };
+        for way in (0..PAIRS_PER_LINE).filter(|&way| line.count[way] != 0) {
+            let rank = rank(line.count[way], at * PAIRS_PER_LINE + way);
+            if self.kept.wants(rank) {
+                let (key, client) = (line.key[way], line.client[way]);
+                self.kept.push(rank, Pair { key, client, err: least, line: at as u32 });
+            }
+        }
     }
 }
 
@@ -285,6 +298,11 @@ mod tests {
         Pairs { epoch, ..Pairs::new(&mut Arena::new(lines * 64).unwrap(), lines).unwrap() }
     }
 
+    fn close(pairs: &mut Pairs) -> PairRows {
+        pairs.begin_close(PairRows::default());
+        pairs.end_close().unwrap()
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -296,11 +314,7 @@ mod tests {
             limit in prop::option::of(1usize..50),
         ) {
             let mut pairs = table(lines, EVICTED - 3);
-            let mut wanted = Wanted::new();
-            for key in 0..30 {
-                wanted.insert(hash(key) as u32);
-            }
-            let mut rows = PairRows::default();
+            let capacity = pairs.capacity();
             for asks in epochs {
                 let (mut model, mut keys) = (BTreeMap::<(u32, u32), u64>::new(), BTreeMap::<u32, u32>::new());
                 for (key, client) in asks {
@@ -311,9 +325,10 @@ mod tests {
                         pairs.update(hash(key), u64::from(client));
                     }
                 }
-                pairs.harvest(limit, &wanted, &mut rows);
-                prop_assert!(limit.is_none_or(|limit| rows.pairs.len() <= limit));
-                for &(count, pair) in &rows.pairs {
+                pairs.begin_close(PairRows::new(limit, capacity));
+                let rows = pairs.end_close().unwrap();
+                prop_assert!(limit.is_none_or(|limit| rows.pairs().count() <= rows.kept.room().min(2 * limit + 64)));
+                for (count, pair) in rows.pairs() {
                     let key = (0..40).find(|&key| hash(key) as u32 == pair.key).unwrap();
                     prop_assert_eq!(line_of(hash(key), u64::from(pair.client), lines), pair.line as usize);
                     let truth = model.remove(&(key, pair.client)).expect("no pair is listed twice");
@@ -323,9 +338,8 @@ mod tests {
                 for truth in model.values() {
                     prop_assert!(*truth <= rows.bound, "{} {}", truth, rows.bound);
                 }
-                pairs.next_epoch();
-                pairs.harvest(None, &wanted, &mut rows);
-                prop_assert!(rows.pairs.is_empty());
+                pairs.begin_close(PairRows::default());
+                prop_assert_eq!(pairs.end_close().unwrap().pairs().count(), 0);
             }
         }
     }
@@ -346,11 +360,11 @@ mod tests {
             for client in 0..100 {
                 pairs.update(hash(1), client);
             }
-            pairs.next_epoch();
+            close(&mut pairs);
             gates.push(pairs.gate());
         }
         assert_eq!(gates, [GATE_MAX, GATE_MAX / 2, GATE_MAX / 4]);
-        pairs.next_epoch();
+        close(&mut pairs);
         assert_eq!(pairs.gate(), 0);
     }
 }

@@ -1,5 +1,5 @@
 //! Chunks for the part of a key that its slot has no room for: a chain per key, taken from a fixed pool and given back when the
-//! key is evicted. `taken + available == len`, always; a new epoch gives all of them back at once.
+//! key is evicted, or copied out after its epoch. `taken + available == len`, always.
 
 use super::arena::{Arena, Region};
 
@@ -20,7 +20,7 @@ const _: () = assert!(size_of::<Chunk>() == 64);
 /// The pool.
 pub(super) struct Chunks {
     cells: Region<Chunk>,
-    /// Chunks before this one (from 0) have been used in this epoch; later ones are free and on no list.
+    /// Chunks before this one (from 0) have been used; later ones are free and on no list.
     fresh: u32,
     /// First of the chunks that were given back; 0: none.
     free: u32,
@@ -32,11 +32,6 @@ impl Chunks {
     pub(super) fn new(arena: &mut Arena, count: usize) -> Option<Chunks> {
         let cells = arena.carve(count)?;
         Some(Chunks { cells, fresh: 0, free: 0, available: u32::try_from(count).ok()? })
-    }
-
-    pub(super) fn clear(&mut self) {
-        (self.fresh, self.free) = (0, 0);
-        self.available = self.cells.len() as u32;
     }
 
     fn take(&mut self) -> usize {
@@ -142,7 +137,8 @@ mod tests {
         assert_eq!(chunks.available(), 4);
         let again = chunks.store(&long[1..]).unwrap();
         assert!(chunks.equals(again, &long[1..]) && chunks.equals(second, &short));
-        chunks.clear();
+        chunks.release(again);
+        chunks.release(second);
         assert_eq!(chunks.available(), 5);
     }
 

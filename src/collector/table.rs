@@ -5,12 +5,13 @@
 //! touches one header line and one slot (two header lines for some), never allocates, and never takes longer than that.
 //!
 //! A key lives in one of its two buckets. The second one is tried only when the first is getting full and has never evicted;
-//! the first remembers in `filter` that some key of it went there. What is evicted is the row of least *weight*, which is
-//! requests plus shares of bytes, misses and errors, so that the hottest by any of them stay. Bounds do not hang
+//! the first remembers in `filter` that some key of it went there. What is evicted is the row of least *weight*, to which each
+//! request adds what it is most of, be it request, bytes or error, so that the hottest by any of them stay. Bounds do not hang
 //! on the weight: `Bucket::floor` is the most requests that an evicted row of the bucket can have had, and a key that
 //! comes (back) gets the floors of the buckets where it may have been before as its `err`.
 
 use super::arena::{Arena, Region, prefetch};
+use super::kept::{Kept, rank, sample_places};
 use super::snapshot::Counters;
 use super::spill::Chunks;
 use crate::model::{CommandClass, Outcome};
@@ -61,7 +62,8 @@ pub(super) struct Bucket {
     floor: u32,
     /// A bit for each key of this bucket that went to its second one. Never cleared within an epoch.
     filter: u32,
-    unused: u32,
+    /// A bit for each way whose key has a chain of chunks.
+    chained: u32,
 }
 
 /// A row.
@@ -139,14 +141,14 @@ impl Delta {
         }
     }
 
-    /// What it weighs for staying in the table, at a given weight of 2^16 bytes.
+    /// What it weighs for staying in the table, at a given weight of 2^16 bytes: what it is most of, a request, so many bytes, or
+    /// an error. (The sum would keep the heads of all rankings just as well, and would cost up to twice the error.)
     #[inline]
     pub(super) fn weight(&self, weight_of_64k: u64) -> u32 {
         let bytes = self.bytes_in.saturating_add(self.bytes_out).min(1 << 32);
         let share = (bytes * weight_of_64k) >> 16;
-        let rare = u32::from(self.miss) * REQUEST_WEIGHT + u32::from(self.error) * 4 * REQUEST_WEIGHT;
-        // One enormous value must not outweigh a million requests.
-        REQUEST_WEIGHT + rare + share.min(1 << 20) as u32
+        // One enormous value must not outweigh a million requests. Errors are rare, and their keys are to survive.
+        (REQUEST_WEIGHT << (2 * u32::from(self.error))).max(share.min(1 << 24) as u32)
     }
 }
 
@@ -270,7 +272,7 @@ pub(super) struct Table {
     buckets: Region<Bucket>,
     /// `WAYS` for each bucket. Meaningless where the bucket is of another epoch or the way's weight is 0.
     slots: Region<Slot>,
-    /// Every used chunk belongs to the chain of one row of this epoch.
+    /// Every used chunk belongs to the chain of one row of this epoch, or of one that has yet to be copied out.
     chunks: Chunks,
     /// Never 0.
     epoch: u32,
@@ -280,6 +282,16 @@ pub(super) struct Table {
     evictions: u64,
     /// Greatest `Bucket::floor` of this epoch.
     floor: u32,
+    /// The epoch before, while it is copied out.
+    closing: Option<Closing>,
+}
+
+/// An epoch that has ended and whose rows are being copied out.
+struct Closing {
+    epoch: u32,
+    /// Buckets before this one have been copied.
+    next: usize,
+    rows: Rows,
 }
 
 impl Table {
@@ -288,7 +300,7 @@ impl Table {
         let slots = arena.carve(buckets * WAYS)?;
         let buckets = arena.carve(buckets)?;
         let chunks = Chunks::new(arena, chunks)?;
-        Some(Table { buckets, slots, chunks, epoch: 1, live: 0, evictions: 0, floor: 0 })
+        Some(Table { buckets, slots, chunks, epoch: 1, live: 0, evictions: 0, floor: 0, closing: None })
     }
 
     /// Rows that it can hold.
@@ -296,16 +308,73 @@ impl Table {
         self.slots.len()
     }
 
-    /// Forgets every row, in no time: buckets find out when they are used.
-    pub(super) fn next_epoch(&mut self) {
+    /// Ends the epoch in no time: its rows are copied into `rows` by [`Table::sweep`], or before an update takes their place.
+    pub(super) fn begin_close(&mut self, mut rows: Rows) {
+        debug_assert!(self.closing.is_none(), "one epoch is closed at a time");
+        rows.tails.clear();
+        (rows.live, rows.evictions, rows.floor) = (self.live, self.evictions, self.floor);
+        rows.kept.begin(self.live, self.sample());
+        let next = if self.live == 0 { self.buckets.len() } else { 0 };
+        self.closing = Some(Closing { epoch: self.epoch, next, rows });
         if self.epoch == u32::MAX {
-            // What was written in the first epochs of this run must not look like new.
-            self.buckets.iter_mut().for_each(|bucket| bucket.epoch = 0);
+            // What was written in the first epochs must not look like new; the sweep does the same to the last one's.
+            self.buckets
+                .iter_mut()
+                .filter(|bucket| bucket.epoch != u32::MAX)
+                .for_each(|bucket| bucket.epoch = 0);
             self.epoch = 0;
         }
         self.epoch += 1;
-        self.chunks.clear();
         (self.live, self.evictions, self.floor) = (0, 0, 0);
+    }
+
+    /// Ranks of some rows, evenly spread.
+    fn sample(&self) -> impl Iterator<Item = u64> {
+        let buckets = sample_places(self.buckets.len()).map(|at| (at, &self.buckets[at]));
+        buckets.filter(|(_, bucket)| bucket.epoch == self.epoch).flat_map(|(at, bucket)| {
+            let ways = (0..WAYS).filter(|&way| bucket.weight[way] != 0);
+            ways.map(move |way| rank(bucket.weight[way], at * WAYS + way))
+        })
+    }
+
+    /// Copies the closed epoch's rows out of the next `count` buckets. True: none is left to copy.
+    pub(super) fn sweep(&mut self, count: usize) -> bool {
+        let Table { buckets, slots, chunks, closing, .. } = self;
+        let Some(closing) = closing else { return true };
+        let end = closing.next.saturating_add(count).min(buckets.len());
+        for at in closing.next..end {
+            // By now its header has come; its rows are on their way while those between are copied.
+            const AHEAD: usize = 6;
+            if let Some(ahead) = buckets[..end].get(at + AHEAD)
+                && ahead.epoch == closing.epoch
+            {
+                for way in (0..WAYS).filter(|&way| closing.rows.kept.may_want(ahead.weight[way])) {
+                    prefetch(&slots[(at + AHEAD) * WAYS + way]);
+                }
+            }
+            if buckets[at].epoch == closing.epoch {
+                closing.rows.take(at, &buckets[at], slots, chunks);
+                if closing.epoch == u32::MAX {
+                    buckets[at].epoch = 0;
+                }
+            }
+        }
+        closing.next = end;
+        end == buckets.len()
+    }
+
+    /// The closed epoch's rows, where one was closed; copies what is left to copy.
+    pub(super) fn end_close(&mut self) -> Option<Rows> {
+        self.sweep(usize::MAX);
+        let mut rows = self.closing.take()?.rows;
+        rows.kept.end();
+        // A saturated weight says nothing about the row any more.
+        let left_behind = match rows.kept.weight_left_behind() {
+            u32::MAX => u32::MAX,
+            weight => weight / REQUEST_WEIGHT,
+        };
+        rows.bound = u64::from(rows.floor.max(left_behind));
+        Some(rows)
     }
 
     /// Counts one request of a key of at most [`KEY_BYTES_MAX`] bytes; returns where its row is until the next update.
@@ -338,11 +407,22 @@ impl Table {
     /// Makes a bucket one of this epoch.
     #[inline(always)]
     fn refresh(&mut self, at: usize) {
-        let epoch = self.epoch;
-        let bucket = &mut self.buckets[at];
-        if bucket.epoch != epoch {
-            *bucket = Bucket { weight: [0; WAYS], tag: [0; WAYS], epoch, floor: 0, filter: 0, unused: 0 };
+        if self.buckets[at].epoch != self.epoch {
+            self.renew(at);
         }
+    }
+
+    /// Empties a bucket of a former epoch, whose rows are copied out first if that is not done yet.
+    fn renew(&mut self, at: usize) {
+        let Table { buckets, slots, chunks, closing, .. } = self;
+        if let Some(closing) = closing
+            && buckets[at].epoch == closing.epoch
+            && at >= closing.next
+        {
+            closing.rows.take(at, &buckets[at], slots, chunks);
+        }
+        let epoch = self.epoch;
+        buckets[at] = Bucket { weight: [0; WAYS], tag: [0; WAYS], epoch, floor: 0, filter: 0, chained: 0 };
     }
 
     #[inline(always)]
@@ -415,6 +495,8 @@ impl Table {
         slot.apply(delta);
         let bucket = &mut self.buckets[at];
         bucket.tag[way] = tag_of(hash);
+        let has_chain = next != 0 && next != TRUNCATED;
+        bucket.chained = bucket.chained & !(1 << way) | u32::from(has_chain) << way;
         // Space-Saving's rule: a newcomer weighs what it may have weighed before, so that it is not the next to go.
         bucket.weight[way] = least.max(err.saturating_mul(REQUEST_WEIGHT)).saturating_add(weight);
         Place(at * WAYS + way)
@@ -486,52 +568,6 @@ impl Table {
         };
         prefetch(&self.slots[slot]);
     }
-
-    /// Chooses the `limit` heaviest rows (all without one) as (weight, slot), in the order of their slots. Returns the most
-    /// requests that one of the others can have.
-    fn choose(&self, limit: Option<usize>, chosen: &mut Vec<(u32, u32)>) -> u32 {
-        chosen.clear();
-        if self.live == 0 {
-            return 0;
-        }
-        let (limit, mut least) = (limit.unwrap_or(usize::MAX), 0);
-        let full = limit.saturating_mul(2).saturating_add(WAYS);
-        for (at, bucket) in self.buckets.iter().enumerate().filter(|(_, bucket)| bucket.epoch == self.epoch) {
-            for (way, &weight) in bucket.weight.iter().enumerate().filter(|&(_, &weight)| weight > least) {
-                chosen.push((weight, (at * WAYS + way) as u32));
-            }
-            if chosen.len() + WAYS > full {
-                least = cut(chosen, limit);
-            }
-        }
-        if chosen.len() > limit {
-            least = cut(chosen, limit);
-        }
-        chosen.sort_unstable_by_key(|&(_, slot)| slot);
-        // A saturated weight says nothing about the row any more.
-        if least == u32::MAX { u32::MAX } else { least / REQUEST_WEIGHT }
-    }
-
-    /// Copies the heaviest rows out.
-    pub(super) fn harvest(&self, limit: Option<usize>, into: &mut Rows) {
-        into.rows.clear();
-        into.tails.clear();
-        let left_behind = self.choose(limit, &mut into.chosen);
-        for (index, &(_, at)) in into.chosen.iter().enumerate() {
-            if let Some(&(_, ahead)) = into.chosen.get(index + 16) {
-                prefetch(&self.slots[ahead as usize]);
-            }
-            let mut slot = self.slots[at as usize];
-            if slot.next != 0 && slot.next != TRUNCATED {
-                let start = into.tails.len() as u32;
-                self.chunks.copy(slot.next, usize::from(slot.length) - INLINE_BYTES, &mut into.tails);
-                slot.next = start;
-            }
-            into.rows.push(slot);
-        }
-        (into.live, into.evictions) = (self.live, self.evictions);
-        into.bound = u64::from(self.floor.max(left_behind));
-    }
 }
 
 /// A slot without a row.
@@ -548,18 +584,10 @@ const EMPTY: Slot = Slot {
     key: [0; INLINE_BYTES],
 };
 
-/// Keeps the `limit` greatest of more than that; returns the greatest that went.
-pub(super) fn cut<T: Copy>(chosen: &mut Vec<(u32, T)>, limit: usize) -> u32 {
-    let (_, &mut (least, _), _) = chosen.select_nth_unstable_by(limit, |a, b| b.0.cmp(&a.0));
-    chosen.truncate(limit);
-    least
-}
-
 /// A table's rows of one interval, copied out.
 #[derive(Default)]
 pub(super) struct Rows {
-    /// In no particular order.
-    pub(super) rows: Vec<Slot>,
+    kept: Kept<Slot>,
     /// The ends of long keys, one after the other.
     pub(super) tails: Vec<u8>,
     /// Rows that the table held.
@@ -568,204 +596,54 @@ pub(super) struct Rows {
     pub(super) evictions: u64,
     /// Most requests of a key that is not among the rows.
     pub(super) bound: u64,
-    chosen: Vec<(u32, u32)>,
+    /// Most requests of a key that the table did not hold.
+    floor: u32,
 }
 
 impl Rows {
-    /// With room for `limit` rows, so that harvests do not allocate (but for the ends of long keys).
-    pub(super) fn new(limit: Option<usize>) -> Rows {
-        let limit = limit.unwrap_or(0);
-        Rows {
-            rows: Vec::with_capacity(limit),
-            chosen: Vec::with_capacity(2 * limit + 2 * WAYS),
-            ..Rows::default()
-        }
+    /// With room for about `limit` rows (`None`: all) of a table of `capacity`, so that closing does not allocate.
+    pub(super) fn new(limit: Option<usize>, capacity: usize) -> Rows {
+        let kept = Kept::new(limit, capacity, EMPTY);
+        let tails =
+            if limit.is_some() { kept.room().min(capacity) * (KEY_BYTES_MAX - INLINE_BYTES) } else { 0 };
+        Rows { kept, tails: Vec::with_capacity(tails), ..Rows::default() }
+    }
+
+    /// In no particular order.
+    pub(super) fn rows(&self) -> &[Slot] {
+        self.kept.rows()
     }
 
     /// Of a table that there is not.
     pub(super) fn clear(&mut self) {
-        self.rows.clear();
+        self.kept.clear();
         self.tails.clear();
-        (self.live, self.evictions, self.bound) = (0, 0, 0);
+        (self.live, self.evictions, self.bound, self.floor) = (0, 0, 0, 0);
+    }
+
+    /// Copies a bucket's rows, as far as they are wanted, and gives their chunks back.
+    fn take(&mut self, at: usize, bucket: &Bucket, slots: &[Slot], chunks: &mut Chunks) {
+        for way in (0..WAYS).filter(|&way| bucket.weight[way] != 0) {
+            let rank = rank(bucket.weight[way], at * WAYS + way);
+            if !self.kept.wants(rank) {
+                continue;
+            }
+            let mut slot = slots[at * WAYS + way];
+            if bucket.chained >> way & 1 != 0 {
+                let start = self.tails.len() as u32;
+                chunks.copy(slot.next, usize::from(slot.length) - INLINE_BYTES, &mut self.tails);
+                slot.next = start;
+            }
+            self.kept.push(rank, slot);
+        }
+        let mut chained = bucket.chained;
+        while chained != 0 {
+            chunks.release(slots[at * WAYS + chained.trailing_zeros() as usize].next);
+            chained &= chained - 1;
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use std::collections::BTreeMap;
-
-    impl Table {
-        /// A table of its own, in the given epoch.
-        pub(in crate::collector) fn alone(buckets: usize, chunks: usize, epoch: u32) -> Table {
-            let mut arena = Arena::new(buckets * BUCKET_BYTES + chunks * 64 + 256).unwrap();
-            Table { epoch, ..Table::new(&mut arena, buckets, chunks).unwrap() }
-        }
-
-        fn rows(&self) -> Rows {
-            let mut rows = Rows::default();
-            self.harvest(None, &mut rows);
-            rows
-        }
-
-        /// Most requests of a key that is not in the table, by its own buckets.
-        fn floor_of(&self, hash: u64) -> u32 {
-            let bucket = |at: usize| Some(&self.buckets[at]).filter(|bucket| bucket.epoch == self.epoch);
-            let Some(first) = bucket(place(hash, self.buckets.len())) else { return 0 };
-            let second = bucket(second_place(hash, self.buckets.len())).map_or(0, |bucket| bucket.floor);
-            if first.filter & filter_bit(hash) != 0 { first.floor.max(second) } else { first.floor }
-        }
-
-        /// The invariants that stand beside the fields.
-        fn check(&self) {
-            let live = self.buckets.iter().enumerate().filter(|(_, bucket)| bucket.epoch == self.epoch);
-            let (mut rows, mut chunks) = (0, 0);
-            for (at, bucket) in live {
-                assert!(bucket.floor == 0 || bucket.filled() == WAYS as u32);
-                assert!(bucket.floor <= self.floor);
-                for way in (0..WAYS).filter(|&way| bucket.weight[way] != 0) {
-                    let slot = &self.slots[at * WAYS + way];
-                    rows += 1;
-                    if slot.length as usize > INLINE_BYTES && slot.next != TRUNCATED {
-                        chunks += (slot.length as usize - INLINE_BYTES).div_ceil(60);
-                    }
-                    assert!(bucket.weight[way] >= slot.upper().saturating_mul(REQUEST_WEIGHT));
-                    assert_eq!(bucket.tag[way], tag_of(slot.hash));
-                    let (first, second) =
-                        (place(slot.hash, self.buckets.len()), second_place(slot.hash, self.buckets.len()));
-                    let went_there = self.buckets[first].filter & filter_bit(slot.hash) != 0;
-                    assert!(at == first || (at == second && went_there));
-                }
-            }
-            assert_eq!(rows, self.live);
-            assert_eq!(chunks + self.chunks.available(), self.chunks.len());
-        }
-    }
-
-    fn mix(number: u64, seed: u64) -> u64 {
-        let mixed = (number ^ seed).wrapping_add(0x9e37_79b9_7f4a_7c15).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        (mixed ^ (mixed >> 29)).wrapping_mul(0x94d0_49bb_1331_11eb) ^ (mixed >> 32)
-    }
-
-    fn key_of(number: u16) -> Vec<u8> {
-        let length = [2, 42, 43, 44, 59, 60, 103, 104, 250][usize::from(number) % 9];
-        let mut key = vec![0; length];
-        key[length - 2..].copy_from_slice(&number.to_be_bytes());
-        key
-    }
-
-    fn delta(class: usize, bytes: u64) -> Delta {
-        Delta {
-            class: class as u8,
-            bytes_in: bytes,
-            hit: class == GETS,
-            timed: true,
-            latency: 3,
-            ..Delta::NONE
-        }
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig {
-            cases: 96,
-            max_shrink_iters: 200,
-            failure_persistence: None,
-            ..ProptestConfig::default()
-        })]
-
-        /// One to six buckets, a few chunks, several epochs over the wrap: against a map.
-        #[test]
-        fn rows_hold_their_bounds(
-            epochs in prop::collection::vec(
-                prop::collection::vec((0u16..150, 0u16..150, 0usize..6, 0u64..5_000), 0..900), 1..5),
-            buckets in 1usize..7,
-            chunks in 0usize..12,
-            seed: u64,
-            same_bucket: bool,
-        ) {
-            let mut table = Table::alone(buckets, chunks, u32::MAX - 2);
-            // Only the lowest bits differ: everything goes to the first bucket, and much of it has the same tag.
-            let hash = |number: u16| if same_bucket { u64::from(number) } else { mix(u64::from(number), seed) };
-            for asks in epochs {
-                let mut model: BTreeMap<u16, Counters> = BTreeMap::new();
-                for (a, b, class, bytes) in asks {
-                    let (number, delta) = (a.min(b), delta(class, bytes));
-                    let place = table.update(hash(number), &key_of(number), &delta, delta.weight(2_000));
-                    let upper = table.requests(place);
-                    let truth = model.entry(number).or_default();
-                    let mut slot = EMPTY;
-                    slot.apply(&delta);
-                    truth.merge(&slot.counters());
-                    prop_assert!(u64::from(upper) >= truth.requests());
-                }
-                table.check();
-                let harvest = table.rows();
-                let mut certain = 0;
-                for slot in &harvest.rows {
-                    let number = (0..150).find(|&number| {
-                        let (head, tail, truncated) = slot.key(&harvest.tails);
-                        let key = key_of(number);
-                        let whole = [head, tail].concat();
-                        slot.hash == hash(number)
-                            && slot.key_length() == key.len()
-                            && if truncated { key.starts_with(&whole) } else { key == whole }
-                    }).expect("a key that was asked for");
-                    let truth = model.remove(&number).expect("no key is listed twice");
-                    let own = slot.counters();
-                    certain += own.requests();
-                    prop_assert!(own.requests() <= truth.requests());
-                    prop_assert!(truth.requests() <= own.requests() + u64::from(slot.err));
-                    prop_assert!(slot.err != 0 || own == truth);
-                }
-                prop_assert!(table.evictions == 0 || table.floor > 0);
-                for (number, truth) in &model {
-                    prop_assert!(truth.requests() <= u64::from(table.floor_of(hash(*number))));
-                    prop_assert!(truth.requests() <= harvest.bound);
-                }
-                prop_assert!(table.evictions > 0 || model.is_empty());
-                prop_assert!(certain <= 900);
-                table.next_epoch();
-                prop_assert!(table.rows().rows.is_empty());
-            }
-        }
-
-        /// What is left behind by a short harvest is bounded.
-        #[test]
-        fn short_harvests_are_bounded(
-            asks in prop::collection::vec((0u16..200, 0u64..50_000), 1..800),
-            limit in 1usize..50,
-        ) {
-            let mut table = Table::alone(8, 64, 1);
-            let mut model: BTreeMap<u16, u64> = BTreeMap::new();
-            for (number, bytes) in asks {
-                let delta = delta(GETS, bytes);
-                table.update(mix(u64::from(number), 1), &key_of(number), &delta, delta.weight(2_000));
-                *model.entry(number).or_default() += 1;
-            }
-            let mut rows = Rows::default();
-            table.harvest(Some(limit), &mut rows);
-            prop_assert_eq!(rows.rows.len(), limit.min(table.live as usize));
-            let listed: Vec<u64> = rows.rows.iter().map(|slot| slot.hash).collect();
-            for (number, requests) in model {
-                if !listed.contains(&mix(u64::from(number), 1)) {
-                    prop_assert!(requests <= rows.bound);
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn counts_stick_at_their_greatest() {
-        let mut table = Table::alone(1, 0, 1);
-        let once = delta(GETS, u64::MAX);
-        table.update(9, b"k", &once, 1);
-        table.slots[0].counts[GETS] = u32::MAX;
-        table.buckets[0].weight[0] = u32::MAX - 1;
-        let place = table.update(9, b"k", &once, 16);
-        assert_eq!(table.requests(place), u32::MAX);
-        assert_eq!((table.slots[0].counts[GETS], table.slots[0].bytes_in), (u32::MAX, u64::MAX));
-        assert_eq!(table.buckets[0].weight[0], u32::MAX);
-        assert!(once.weight(u64::from(u32::MAX)) <= (1 << 20) + 6 * REQUEST_WEIGHT);
-    }
-}
+#[path = "table_tests.rs"]
+mod tests;

@@ -6,7 +6,7 @@ use super::latency::Latencies;
 use super::numbers::{NUMBER_BYTES, Numbers};
 use super::pairs::{Line, Pairs};
 use super::snapshot::Totals;
-use super::table::{BUCKET_BYTES, Delta, Place, REQUEST_WEIGHT, Table};
+use super::table::{BUCKET_BYTES, Delta, Place, REQUEST_WEIGHT, Rows, Table};
 use super::{Capacity, CollectorError, TargetOptions};
 use crate::anomaly::AnomalyCounts;
 use crate::model::Endpoint;
@@ -17,8 +17,9 @@ use crate::reassembly::TargetTally;
 const CHUNKS_PER_BUCKET: usize = 2;
 const CHUNK_BYTES: usize = 64;
 
-/// Bytes of a request and its response before the first interval has told.
+/// Bytes of a request and its response before the first requests have told, and how many of these it takes.
 const MEAN_BYTES_GUESS: u64 = 512;
+const MEASURED_AFTER: u64 = 4096;
 
 /// The parts of a budget, in percent; what is left covers rounding. The servers' part goes to the keys without such a table.
 const CLIENTS_PERCENT: u64 = 2;
@@ -28,6 +29,11 @@ const NUMBERS_PERCENT: u64 = 1;
 const PAIRS_PERCENT: u64 = 18;
 const SOCKET_PAIRS_PERCENT: u64 = 6;
 const KEYS_PERCENT: u64 = 66;
+
+/// What one slice of a sweep looks at: about as much work as a batch of observations.
+const SLICE_BUCKETS: usize = 64;
+const SLICE_LINES: usize = 128;
+const SLICE_ADDRESSES: usize = 512;
 
 /// Bytes of an endpoint as a table's key: address and port; the address alone for clients by IP.
 pub(super) const ENDPOINT_BYTES: usize = 18;
@@ -120,10 +126,16 @@ pub(super) struct Target {
     packets: u64,
     payload_packets: [u64; 2],
     /// Weight of 65,536 bytes in the tables: such that an average request's bytes weigh as much as the request. Constant
-    /// within an interval.
+    /// within an interval, but for the first one's beginning.
     weight_of_64k: u64,
+    /// An average was measured.
+    measured: bool,
     keyed_requests: u64,
     keyed_bytes: u64,
+    /// Of the interval that was ended last, while it is copied out.
+    addresses: Vec<[u8; 16]>,
+    /// Rows of the interval that was ended last have yet to be copied.
+    unswept: bool,
 }
 
 impl Target {
@@ -164,8 +176,11 @@ impl Target {
             packets: 0,
             payload_packets: [0; 2],
             weight_of_64k: weight_of_64k(MEAN_BYTES_GUESS),
+            measured: false,
             keyed_requests: 0,
             keyed_bytes: 0,
+            addresses: Vec::new(),
+            unswept: false,
         })
     }
 
@@ -193,14 +208,28 @@ impl Target {
                 .keyed_bytes
                 .saturating_add(observation.request_bytes)
                 .saturating_add(observation.response_bytes);
+            if !self.measured && self.keyed_requests == MEASURED_AFTER {
+                self.measure();
+            }
+        }
+    }
+
+    /// Sets the weight of bytes by the average so far.
+    fn measure(&mut self) {
+        if let Some(mean) = self.keyed_bytes.checked_div(self.keyed_requests) {
+            self.weight_of_64k = weight_of_64k(mean);
+            self.measured = true;
         }
     }
 
     /// Counts a keyed request in the tables of keys and pairs.
     #[inline]
-    pub(super) fn update(&mut self, request: &Request<'_>) {
+    pub(super) fn update(&mut self, request: &Request<'_>, pairs: bool) {
         let Request { key, key_hash, origin, delta } = *request;
         let place = self.keys.update(key_hash, key, delta, delta.weight(self.weight_of_64k));
+        if !pairs {
+            return;
+        }
         let key_requests = self.keys.requests(place);
         if key_requests > self.pairs.gate() {
             match self.numbers.of(origin.address(), origin.address_hash) {
@@ -237,11 +266,14 @@ impl Target {
 
     /// First step before an update: headers and pair lines.
     #[inline]
-    pub(super) fn prefetch(&mut self, request: &Request<'_>) {
+    pub(super) fn prefetch(&mut self, request: &Request<'_>, pairs: bool) {
         let origin = request.origin;
         self.keys.prefetch_bucket(request.key_hash);
         self.clients.prefetch_bucket(origin.address_hash);
         self.sockets.prefetch_bucket(origin.client_hash);
+        if !pairs {
+            return;
+        }
         self.socket_pairs.prefetch(request.key_hash, origin.client_hash);
         if let Some(number) = self.numbers.of(origin.address(), origin.address_hash) {
             self.pairs.prefetch(request.key_hash, u64::from(number));
@@ -273,45 +305,67 @@ impl Target {
         }
     }
 
-    /// Copies the interval out and begins the next one.
-    pub(super) fn close_interval(&mut self, into: &mut Harvest) {
-        self.harvest(into);
-        self.keys.next_epoch();
-        self.clients.next_epoch();
-        self.sockets.next_epoch();
-        if let Some(servers) = &mut self.servers {
-            servers.next_epoch();
-        }
-        self.pairs.next_epoch();
-        self.socket_pairs.next_epoch();
-        self.numbers.clear();
-        if let Some(mean) = self.keyed_bytes.checked_div(self.keyed_requests) {
-            self.weight_of_64k = weight_of_64k(mean);
-        }
-        (self.keyed_requests, self.keyed_bytes) = (0, 0);
-    }
-
-    fn harvest(&mut self, into: &mut Harvest) {
-        let limit = into.rows_max;
-        self.keys.harvest(limit, &mut into.keys);
-        self.clients.harvest(limit, &mut into.clients);
-        self.sockets.harvest(limit, &mut into.sockets);
+    /// Ends the interval and begins the next one. Sums are handed over at once; rows are copied by [`Target::sweep`], or before an
+    /// update takes their place, and handed over by [`Target::end_close`].
+    pub(super) fn begin_close(&mut self, into: &mut Harvest) {
+        let take = |rows: &mut Rows| std::mem::take(rows);
+        self.keys.begin_close(take(&mut into.keys));
+        self.clients.begin_close(take(&mut into.clients));
+        self.sockets.begin_close(take(&mut into.sockets));
         into.servers.clear();
-        if let Some(servers) = &self.servers {
-            servers.harvest(limit, &mut into.servers);
+        if let Some(servers) = &mut self.servers {
+            servers.begin_close(take(&mut into.servers));
         }
-        into.wanted.clear();
-        for row in &into.keys.rows {
-            into.wanted.insert(row.hash as u32);
-        }
-        self.pairs.harvest(into.pairs_max, &into.wanted, &mut into.pairs);
-        self.socket_pairs.harvest(into.pairs_max, &into.wanted, &mut into.socket_pairs);
-        self.numbers.harvest(&mut into.addresses);
+        self.pairs.begin_close(std::mem::take(&mut into.pairs));
+        self.socket_pairs.begin_close(std::mem::take(&mut into.socket_pairs));
+        self.addresses = std::mem::take(&mut into.addresses);
+        self.numbers.begin_close(&mut self.addresses);
         into.totals = std::mem::take(&mut self.totals);
         self.latencies.hand_over(&mut into.latencies);
         into.anomalies = self.anomalies.take();
         into.packets = std::mem::take(&mut self.packets);
         into.payload_packets = std::mem::take(&mut self.payload_packets);
+        self.measure();
+        (self.keyed_requests, self.keyed_bytes) = (0, 0);
+        self.unswept = true;
+    }
+
+    /// Copies a slice of the interval that was ended last: some microseconds' work. True: nothing is left to copy.
+    pub(super) fn sweep(&mut self) -> bool {
+        let done = !self.unswept
+            || (self.keys.sweep(SLICE_BUCKETS)
+                && self.clients.sweep(SLICE_BUCKETS)
+                && self.sockets.sweep(SLICE_BUCKETS)
+                && self.servers.as_mut().is_none_or(|servers| servers.sweep(SLICE_BUCKETS))
+                && self.pairs.sweep(SLICE_LINES)
+                && self.socket_pairs.sweep(SLICE_LINES)
+                && self.numbers.sweep(SLICE_ADDRESSES, &mut self.addresses));
+        self.unswept = !done;
+        done
+    }
+
+    /// Hands over the rows of the interval that was ended last, after copying those that are left.
+    pub(super) fn end_close(&mut self, into: &mut Harvest) {
+        let hand_over = |table: &mut Table, rows: &mut Rows| {
+            if let Some(closed) = table.end_close() {
+                *rows = closed;
+            }
+        };
+        hand_over(&mut self.keys, &mut into.keys);
+        hand_over(&mut self.clients, &mut into.clients);
+        hand_over(&mut self.sockets, &mut into.sockets);
+        if let Some(servers) = &mut self.servers {
+            hand_over(servers, &mut into.servers);
+        }
+        if let Some(closed) = self.pairs.end_close() {
+            into.pairs = closed;
+        }
+        if let Some(closed) = self.socket_pairs.end_close() {
+            into.socket_pairs = closed;
+        }
+        self.numbers.sweep(usize::MAX, &mut self.addresses);
+        into.addresses = std::mem::take(&mut self.addresses);
+        self.unswept = false;
     }
 }
 

@@ -1,4 +1,24 @@
 //! The collector against its plain twin: maps that forget nothing.
+//!
+//! What has to hold, and where it is tested (`table`, `pairs`, `kept`, `spill` have tests of their own):
+//!
+//!  1. a row's truth lies where it says: `check_row`, `table::rows_hold_their_bounds`
+//!  2. without error every figure is exact: `check_row`, `exact_while_it_fits`
+//!  3. absent keys are bounded, and nothing is absent without evictions: `Model::check`, `table::rows_hold_their_bounds`
+//!  4. a key is in one way of its two buckets: `Table::check`
+//!  5. floors never sink in an epoch, and a bucket that evicted is full: `table::rows_hold_their_bounds`
+//!  6. a former epoch is invisible, also over the wrap: `table::rows_hold_their_bounds`, `pairs::pairs_hold_their_bounds`
+//!  7. a sliced close equals a stop: `sliced_closing_equals_a_stop`, `kept::the_heaviest_are_kept_in_any_order`
+//!  8. certain requests sum to at most the total, and to the total without evictions; totals are exact: `Model::check`
+//!  9. `hits + misses <= gets`, `requests` is a sum, longest time `<=` sum of times: `check_row`
+//! 10. merging is commutative, has an identity, exact and exact is exact: `merging_does_not_hang_on_order`, `workers_merge`
+//! 11. workers together are one table: `workers_merge`
+//! 12. windows hold bounds: `windows_fold`
+//! 13. pairs hold bounds: `Model::check_pairs`, `pairs::pairs_hold_their_bounds`
+//! 14. chunks are used by one row each, and all come back: `Table::check`, `table::rows_hold_their_bounds`
+//! 15. the same input gives the same bytes: `the_same_input_gives_the_same`; nothing allocates: `tests/steady_state.rs`
+//! 16. counts stick at their greatest: `table::counts_stick_at_their_greatest`; keys of any bytes and length: `key`
+//! 17. one bucket for all keys: `table::rows_hold_their_bounds` with `same_bucket`
 
 use super::snapshot::{ClientRow, Counters, KeyRow, Snapshot};
 use super::window::Window;
@@ -118,6 +138,8 @@ impl Model {
         for row in &snapshot.servers {
             check_row(row.err, &row.counters, &self.servers[&row.server]);
         }
+        let certain: u64 = snapshot.keys.iter().map(|row| row.counters.requests() - row.err).sum();
+        assert!(certain <= snapshot.totals.counters.requests());
         let totals = Counters { bytes_in: 0, bytes_out: 0, ..self.all };
         assert_eq!(snapshot.totals.counters, totals);
         assert_eq!(snapshot.latency.samples, self.all.latency_samples);
@@ -167,6 +189,8 @@ impl Model {
 fn check_row(err: u64, counters: &Counters, truth: &Counters) {
     let (upper, truth_requests) = (counters.requests(), truth.requests());
     assert!(upper - err <= truth_requests && truth_requests <= upper, "±{err} {counters:?} {truth:?}");
+    assert!(counters.hits + counters.misses <= counters.gets, "{counters:?}");
+    assert!(counters.latency_max_us <= counters.latency_sum_us, "{counters:?}");
     if err == 0 {
         assert_eq!(counters, truth);
         return;
@@ -210,7 +234,7 @@ fn feed<'a>(collector: &mut Collector, asks: impl IntoIterator<Item = &'a Ask>) 
 }
 
 fn close(collector: &mut Collector, rows_max: Option<usize>) -> Harvest {
-    let mut harvest = Harvest::new(rows_max);
+    let mut harvest = Harvest::new(rows_max, collector.capacity(TARGET));
     collector.close_interval(TARGET, &mut harvest);
     harvest
 }
@@ -267,7 +291,7 @@ proptest! {
     #[test]
     fn exact_while_it_fits(intervals in prop::collection::vec(asks(300, 60, 800), 1..4), seed: u64) {
         let mut collector = collector(4_000_000, seed);
-        let mut harvest = Harvest::new(None);
+        let mut harvest = Harvest::new(None, Capacity::default());
         for asks in &intervals {
             feed(&mut collector, asks);
             collector.close_interval(TARGET, &mut harvest);
@@ -330,6 +354,101 @@ proptest! {
     }
 }
 
+/// A snapshot's rows in an order of their own.
+fn sorted(mut snapshot: Snapshot) -> Snapshot {
+    snapshot.keys.sort_by(|a, b| a.key.cmp(&b.key));
+    snapshot.clients.sort_by_key(|row| row.client);
+    snapshot.sockets.sort_by_key(|row| row.client);
+    snapshot.servers.sort_by_key(|row| row.server);
+    snapshot
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Invariant 7: an interval that was copied out between the observations of the next one is, to the bit, what a stop would
+    /// have copied, whatever came between, and however often.
+    #[test]
+    fn sliced_closing_equals_a_stop(
+        intervals in prop::collection::vec(asks(400, 120, 1200), 2..5),
+        seed: u64,
+        rows_max in prop::option::of(1usize..60),
+        small: bool,
+        sweep_every in 1usize..200,
+    ) {
+        let budget = if small { 70_000 } else { 2_000_000 };
+        let (mut stopped, mut sliced) = (collector(budget, seed), collector(budget, seed));
+        let new_harvest = || Harvest::new(rows_max, Capacity::default());
+        let (mut copied, mut former) = (new_harvest(), new_harvest());
+        for (number, asks) in intervals.iter().enumerate() {
+            let mut asks = asks.clone();
+            if small {
+                // Room for the ends of long keys is given back later when slices give it back.
+                asks.iter_mut().for_each(|ask| ask.key.truncate(40));
+            }
+            for (index, ask) in asks.iter().enumerate() {
+                sliced.observe(&ask.tuple(), &ask.observation());
+                if index % sweep_every == 0 {
+                    sliced.sweep();
+                }
+            }
+            if number > 0 {
+                sliced.end_close(TARGET, &mut copied);
+                prop_assert_eq!(sorted(merge(&[&copied])), sorted(merge(&[&former])));
+            }
+            sliced.begin_close(TARGET, &mut copied);
+            feed(&mut stopped, &asks);
+            stopped.close_interval(TARGET, &mut former);
+        }
+        while !sliced.sweep() {}
+        sliced.end_close(TARGET, &mut copied);
+        prop_assert_eq!(sorted(merge(&[&copied])), sorted(merge(&[&former])));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Invariant 10: the order of harvests decides nothing, and an empty one adds nothing.
+    #[test]
+    fn merging_does_not_hang_on_order(
+        parts in prop::collection::vec(asks(300, 60, 500), 3),
+        rows_max in prop::option::of(1usize..80),
+        budget in prop::sample::select(vec![60_000u64, 4_000_000]),
+    ) {
+        let harvests: Vec<Harvest> = parts.iter().map(|asks| {
+            let mut collector = collector(budget, 1);
+            feed(&mut collector, asks);
+            close(&mut collector, rows_max)
+        }).collect();
+        let empty = close(&mut collector(budget, 1), rows_max);
+        let [a, b, c] = [&harvests[0], &harvests[1], &harvests[2]];
+        let merged = sorted(merge(&[a, b, c]));
+        prop_assert_eq!(&merged, &sorted(merge(&[c, a, b])));
+        prop_assert_eq!(&merged, &sorted(merge(&[b, &empty, c, a])));
+    }
+
+    /// Invariant 15.
+    #[test]
+    fn the_same_input_gives_the_same(asks in asks(400, 120, 1500), seed: u64, budget in 60_000u64..2_000_000) {
+        let once = || {
+            let mut collector = collector(budget, seed);
+            feed(&mut collector, &asks);
+            merge(&[&close(&mut collector, Some(50))])
+        };
+        prop_assert_eq!(once(), once());
+    }
+}
+
+#[test]
+fn memory_that_is_not_there_is_refused_with_its_size() {
+    let targets = vec![TargetOptions { budget_bytes: 1 << 45, servers: false }];
+    let error =
+        Collector::new(&CollectorOptions { targets, seed: None }).err().expect("no machine has 32 TiB");
+    let text = error.to_string();
+    assert!(text.starts_with("cannot reserve 35184372088832 bytes for a target's tables: "), "{text}");
+}
+
 #[test]
 fn no_key_is_lost_below_seven_tenths_of_capacity() {
     let mut collector = collector(4_000_000, 1);
@@ -353,7 +472,7 @@ fn the_smallest_budget_makes_a_collector() {
     let ask = Ask::get(b"k", 1);
     collector.observe(&FlowTuple { target: TargetId(1), ..ask.tuple() }, &ask.observation());
     collector.observe(&FlowTuple { target: TargetId(9), ..ask.tuple() }, &ask.observation());
-    let mut harvest = Harvest::new(Some(10));
+    let mut harvest = Harvest::new(Some(10), Capacity::default());
     collector.close_interval(TARGET, &mut harvest);
     assert!(merge(&[&harvest]).keys.is_empty());
     collector.close_interval(TargetId(1), &mut harvest);

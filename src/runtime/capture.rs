@@ -182,6 +182,10 @@ impl Capture {
         self.worker.print_on_demand(prints, Some(now()), || book.take());
         if reading != Reading::Some {
             self.worker.advance(now().minus(GRACE), || self.book.take());
+            if self.worker.idle() {
+                // An interval is being closed: there may be packets by now.
+                return Ok(());
+            }
         }
         match reading {
             Reading::Some => Ok(()),

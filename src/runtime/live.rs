@@ -4,7 +4,7 @@ use crate::capture::filter::FilterSpec;
 use crate::capture::interface::{self, Choice, Interface, InterfaceRequest};
 use crate::capture::ring::{RINGS_PER_WORKER_MAX, Ring, RingError, RingOptions, RingShape, ring_byte_rate};
 use crate::cli::{Exit, Options};
-use crate::collector::{Collector, Harvest};
+use crate::collector::Collector;
 use crate::config::{CaptureConfig, Config, LoadLadder, OutMode, Snaplen};
 use crate::network::Network;
 use crate::runtime::capture::{Arrival, Capture, CaptureChannels, now};
@@ -18,7 +18,8 @@ use crate::runtime::signals::Requests;
 use crate::runtime::stat::Script;
 use crate::runtime::worker::{WhenLate, Worker, WorkerChannels};
 use crate::runtime::{
-    Presets, collector_options, fault, harvest, interval_length, load, load_layers, namespace, new_pipeline,
+    Presets, collector_options, describe_tables, fault, harvests, interval_length, load, load_layers,
+    namespace, new_pipeline,
 };
 use crate::sandbox::{self, SandboxOptions};
 use std::net::IpAddr;
@@ -63,12 +64,16 @@ pub(super) fn capture(
     let mut buffer_senders = Vec::with_capacity(workers);
     let mut arrival_senders = Vec::with_capacity(workers);
     let mut captures = Vec::with_capacity(workers);
-    for (index, rings) in rings_by_worker.into_iter().enumerate() {
+    let collectors: Vec<Collector> = (0..workers)
+        .map(|_| Collector::new(&collector_options(config, workers)))
+        .collect::<Result<_, _>>()
+        .map_err(|error| Failure::new(Exit::Failure, error))?;
+    describe_tables(config, &collectors);
+    for (index, (rings, collector)) in rings_by_worker.into_iter().zip(collectors).enumerate() {
         let (buffer_sender, buffers) = crossbeam_channel::bounded(BUFFERS_PER_WORKER);
         for _ in 0..BUFFERS_PER_WORKER {
-            let buffer: Vec<Harvest> = config.targets.iter().map(|_| harvest(config)).collect();
             // The channel has room for exactly these.
-            drop(buffer_sender.send(buffer));
+            drop(buffer_sender.send(harvests(config, &collector)));
         }
         buffer_senders.push(buffer_sender);
         let (arrival_sender, arrivals) = crossbeam_channel::bounded(ARRIVALS);
@@ -77,7 +82,8 @@ pub(super) fn capture(
             drop(arrival_sender.send(Arrival { interface, ring }));
         }
         arrival_senders.push(arrival_sender);
-        let worker = worker(config, index, WorkerChannels { reports: report_sender.clone(), buffers })?;
+        let worker =
+            worker(config, index, collector, WorkerChannels { reports: report_sender.clone(), buffers });
         let channels = CaptureChannels { arrivals, departures: departure_sender.clone() };
         captures.push(Capture::new(worker, config.capture.load_ladder, channels, requests.clone()));
     }
@@ -119,12 +125,10 @@ fn bug() -> Failure {
     Failure::new(Exit::Failure, "a thread failed; please report this as a bug")
 }
 
-fn worker(config: &Config, index: usize, channels: WorkerChannels) -> Result<Worker, Failure> {
-    let collector = Collector::new(&collector_options(config, config.capture.workers))
-        .map_err(|error| Failure::new(Exit::Failure, error))?;
+fn worker(config: &Config, index: usize, collector: Collector, channels: WorkerChannels) -> Worker {
     let mut clock = IntervalClock::new(interval_length(config));
     clock.start_at(now());
-    Ok(Worker::new(index, new_pipeline(config), collector, clock, WhenLate::Lengthen, channels))
+    Worker::new(index, new_pipeline(config), collector, clock, WhenLate::Lengthen, channels)
 }
 
 /// Everything that is not needed any more is given up: sockets, rings and the output are open by now, and no thread runs yet

@@ -32,7 +32,7 @@ pub use replay::replay;
 pub use stat::{report, stat};
 
 use crate::cli::Options;
-use crate::collector::{CollectorOptions, Harvest, TargetOptions};
+use crate::collector::{Capacity, Collector, CollectorOptions, Harvest, TargetOptions};
 use crate::config::{Config, ConfigError, Interval as ConfiguredInterval, Loaded};
 use crate::model::TargetId;
 use crate::pipeline::{Pipeline, PipelineLimits, TargetMap, TargetMatch};
@@ -103,10 +103,21 @@ fn collector_options(config: &Config, workers: usize) -> CollectorOptions {
 /// shapes to be of use. What is left behind has fewer requests than any of them.
 const HARVEST_ROWS: usize = 65_536;
 
-/// An empty buffer for one target's rows.
-fn harvest(config: &Config) -> Harvest {
+/// Empty buffers for the rows of a collector's targets.
+fn harvests(config: &Config, collector: &Collector) -> Vec<Harvest> {
     let all = config.report.top == 0 || config.report.clients_per_key == 0;
-    Harvest::new(if all { None } else { Some(HARVEST_ROWS) })
+    let rows_max = (!all).then_some(HARVEST_ROWS);
+    let capacity = |index| collector.capacity(target_id(index));
+    (0..config.targets.len()).map(|index| Harvest::new(rows_max, capacity(index))).collect()
+}
+
+/// Says what the tables of all workers together hold.
+fn describe_tables(config: &Config, workers: &[Collector]) {
+    for (index, target) in config.targets.iter().enumerate() {
+        let mut sum = Capacity::default();
+        workers.iter().for_each(|collector| sum.add(&collector.capacity(target_id(index))));
+        tracing::info!("{}: {} bytes of tables, capacity: {sum}", target.name, target.budget_bytes);
+    }
 }
 
 /// The number of the target at an index of the configuration, which limits their number to what fits.

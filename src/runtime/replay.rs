@@ -2,7 +2,7 @@
 
 use crate::capture::pcap::{Progress, Recording, RecordingError, Recordings};
 use crate::cli::{Exit, ReplayArgs};
-use crate::collector::{Collector, Harvest};
+use crate::collector::Collector;
 use crate::config::Config;
 use crate::model::Timestamp;
 use crate::runtime::clock::IntervalClock;
@@ -13,7 +13,7 @@ use crate::runtime::reporter::ReporterThread;
 use crate::runtime::signals::Requests;
 use crate::runtime::stat::Script;
 use crate::runtime::worker::{WhenLate, Worker, WorkerChannels};
-use crate::runtime::{collector_options, harvest, interval_length, load, new_pipeline};
+use crate::runtime::{collector_options, describe_tables, harvests, interval_length, load, new_pipeline};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::fs::File;
 use std::io::{self, Read};
@@ -58,14 +58,14 @@ pub(super) fn read(config: &Config, files: &[PathBuf], pace: Pace, script: Scrip
     };
     let collector =
         Collector::new(&collector_options(config, 1)).map_err(|error| Failure::new(Exit::Failure, error))?;
+    describe_tables(config, std::slice::from_ref(&collector));
     let clock = IntervalClock::new(interval_length(config));
 
     let (report_sender, reports) = crossbeam_channel::bounded(BUFFERS_PER_WORKER);
     let (buffer_sender, buffers) = crossbeam_channel::bounded(BUFFERS_PER_WORKER);
     for _ in 0..BUFFERS_PER_WORKER {
-        let buffer: Vec<Harvest> = config.targets.iter().map(|_| harvest(config)).collect();
         // The channel has room for exactly these.
-        drop(buffer_sender.send(buffer));
+        drop(buffer_sender.send(harvests(config, &collector)));
     }
     let sources = files.iter().map(|file| file.display().to_string()).collect();
     let reporter = ReporterThread::new(config, sources, vec![buffer_sender], requests.clone(), None, script)?;

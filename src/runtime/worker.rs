@@ -1,7 +1,8 @@
 //! One worker: a pipeline, its private tables, and the clock that closes its intervals.
 //!
 //! Packets come from a ring or from a recording; time comes with them. When an interval is over the worker copies the rows
-//! that a report could need into a recycled buffer and sends it to the reporter thread; it never waits for a report to be written.
+//! that a report could need into a recycled buffer, slice by slice between the packets of the next interval, and sends it to
+//! the reporter thread; it never waits for a report to be written.
 
 use crate::capture::Packet;
 use crate::collector::{Collector, Harvest};
@@ -24,6 +25,11 @@ pub(super) enum WhenLate {
 /// Makes the machine, at the start and after a failure.
 pub(super) type NewPipeline = Box<dyn Fn() -> Pipeline + Send>;
 
+/// Slices of a closed interval that are copied at the end of a block, and in one go while there are no packets: a slice
+/// takes some microseconds.
+const SLICES_PER_BLOCK: usize = 4;
+const SLICES_WHILE_IDLE: usize = 100;
+
 pub(super) struct Worker {
     index: usize,
     new_pipeline: NewPipeline,
@@ -38,6 +44,8 @@ pub(super) struct Worker {
     prints: u64,
     /// A part of the open interval was reported on demand, so the rest of it is partial.
     cut: bool,
+    /// The interval that was ended last, until its rows are copied.
+    closing: Option<WorkerReport>,
 }
 
 /// Where a worker's reports go and its buffers come from.
@@ -68,6 +76,7 @@ impl Worker {
             buffers,
             prints: 0,
             cut: false,
+            closing: None,
         }
     }
 
@@ -94,9 +103,10 @@ impl Worker {
         let collector = &mut self.collector;
         self.pipeline.tick(now, &mut |tuple, observation| collector.observe(tuple, observation));
         if self.clock.is_started() && now >= self.clock.end() {
+            self.complete();
             let Some(buffer) = self.take_buffer() else { return };
             if let Some(interval) = self.clock.advance(now, self.when_late == WhenLate::Wait) {
-                self.send(interval, buffer, figures(), false);
+                self.begin_close(interval, buffer, figures(), false);
             }
         } else {
             self.clock.advance(now, true);
@@ -113,10 +123,11 @@ impl Worker {
         if prints <= self.prints {
             return;
         }
+        self.complete();
         if let Some(buffer) = self.take_buffer()
             && let Some(interval) = self.clock.cut(now)
         {
-            self.send(interval, buffer, figures(), false);
+            self.begin_close(interval, buffer, figures(), false);
             self.cut = true;
             // Only now: without a buffer the demand is answered in the next round.
             self.prints = prints;
@@ -127,11 +138,13 @@ impl Worker {
     pub(super) fn finish(mut self, now: Option<Timestamp>, figures: impl FnOnce() -> CaptureFigures) {
         let collector = &mut self.collector;
         self.pipeline.finish(&mut |tuple, observation| collector.observe(tuple, observation));
+        self.complete();
         // The last report waits for a buffer: nothing comes after it.
         if let Some(interval) = self.clock.cut(now)
             && let Ok(buffer) = self.buffers.recv()
         {
-            self.send(interval, buffer, figures(), true);
+            self.begin_close(interval, buffer, figures(), true);
+            self.complete();
         }
     }
 
@@ -140,9 +153,34 @@ impl Worker {
         self.cut = true;
     }
 
-    /// Applies what is waiting in the collector's batch: at the end of a block, or before a pause.
+    /// The end of a block, or a pause: applies what is waiting in the collector's batch.
     pub(super) fn flush(&mut self) {
         self.collector.flush();
+        self.sweep(SLICES_PER_BLOCK);
+    }
+
+    /// Uses a moment without packets. False: there is nothing to do.
+    pub(super) fn idle(&mut self) -> bool {
+        let closing = self.closing.is_some();
+        self.sweep(SLICES_WHILE_IDLE);
+        closing
+    }
+
+    /// Copies slices of the interval that was ended last, and sends it when it is complete.
+    fn sweep(&mut self, slices: usize) {
+        if self.closing.is_some() && (0..slices).any(|_| self.collector.sweep()) {
+            self.complete();
+        }
+    }
+
+    /// Sends the interval that was ended last, after copying what is left of it.
+    fn complete(&mut self) {
+        let Some(mut report) = self.closing.take() else { return };
+        for (index, harvest) in report.harvests.iter_mut().enumerate() {
+            self.collector.end_close(target_id(index), harvest);
+        }
+        // The reporter goes away only when the output has ended, and then nobody wants this.
+        drop(self.reports.send(report));
     }
 
     fn take_buffer(&self) -> Option<Vec<Harvest>> {
@@ -152,7 +190,8 @@ impl Worker {
         }
     }
 
-    fn send(
+    /// Ends the interval in the tables.
+    fn begin_close(
         &mut self,
         mut interval: Interval,
         mut harvests: Vec<Harvest>,
@@ -164,11 +203,9 @@ impl Worker {
         for (index, harvest) in harvests.iter_mut().enumerate() {
             let target = target_id(index);
             self.collector.add_tally(target, &self.pipeline.take_tally(target));
-            self.collector.close_interval(target, harvest);
+            self.collector.begin_close(target, harvest);
         }
         capture.tally = self.pipeline.take_capture_tally();
-        let report = WorkerReport { worker: self.index, interval, harvests, capture, last };
-        // The reporter goes away only when the output has ended, and then nobody wants this.
-        drop(self.reports.send(report));
+        self.closing = Some(WorkerReport { worker: self.index, interval, harvests, capture, last });
     }
 }
