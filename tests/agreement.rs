@@ -12,7 +12,8 @@ const WIDTHS: [usize; 4] = [60, 80, 120, 200];
 fn report(recording: &Path, format: &str, width: usize, arguments: &[&str]) -> String {
     let mut command = memtap();
     command.env("COLUMNS", width.to_string()).arg("replay").arg(recording);
-    command.args(["-w", "all", "--budget-mb", "20", "-o", format]).args(arguments);
+    // Enough that nothing is evicted: what is depends on a seed, and each form is made by a run of its own.
+    command.args(["-w", "all", "--budget-mb", "100", "-o", format]).args(arguments);
     String::from_utf8(succeed(&mut command).stdout).expect("reports are UTF-8")
 }
 

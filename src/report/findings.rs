@@ -294,11 +294,13 @@ fn evictions(contents: &Contents<'_>, findings: &mut Vec<Finding>) {
     if evictions > 0 {
         let bounds = contents.snapshot.bounds;
         let text = format!(
-            "the tables are full ({} evictions): a key that is not listed had at most {} requests, a client {}; \
+            "the tables are full ({} evictions): a key that is not listed had at most {} requests, a client {}, \
+             a client of a key {}; \
              a bigger budget (--budget-mb) makes them exact",
             units::count(evictions),
             units::count(bounds.key),
-            units::count(bounds.client)
+            units::count(bounds.client),
+            units::count(bounds.pair)
         );
         findings.push(Finding { id: "evictions", text });
     }
