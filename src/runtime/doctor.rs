@@ -287,6 +287,7 @@ fn judge_target(name: &str, tally: &TargetTally, findings: &mut Findings) {
     let explanations = [
         (Anomaly::TlsFlow, "speak TLS: their requests cannot be read"),
         (Anomaly::UnknownProtocolFlow, "speak another protocol than memcached's"),
+        (Anomaly::ProxyHeader, "begin with a PROXY header, which memcached does not know"),
         (Anomaly::MidStream, "were found in mid-stream; they are read from their next request on"),
     ];
     for (anomaly, text) in explanations {
