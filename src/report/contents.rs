@@ -143,6 +143,7 @@ pub(crate) fn is_loss(anomaly: Anomaly) -> bool {
             | Anomaly::MidStream
             | Anomaly::BodyHoleBytes
             | Anomaly::PacketForeign
+            | Anomaly::ProxyHeader
     )
 }
 

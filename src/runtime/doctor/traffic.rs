@@ -311,6 +311,13 @@ fn judge_flows(name: &str, tally: &TargetTally, lines: &mut Lines) {
         );
         lines.warn("protocols", text, "is it memcached that listens on this port?");
     }
+    if has(Anomaly::ProxyHeader) {
+        let text = format!(
+            "{name}: {} connections begin with a PROXY header, which memcached does not know",
+            of(Anomaly::ProxyHeader)
+        );
+        lines.warn("protocols", text, "turn it off at the load balancer in front");
+    }
     if has(Anomaly::MidStream) {
         let text = format!(
             "{name}: {} connections were found in mid-stream, and are read from their next request on",
