@@ -11,6 +11,7 @@
 //! row's `gets` as gets of unknown outcome; every other figure of such a row is a lower bound.
 
 mod arena;
+mod flows;
 mod harvest;
 mod kept;
 mod latency;
@@ -30,6 +31,7 @@ pub use merge::merge;
 use crate::model::{FlowTuple, TargetId};
 use crate::parser::Observation;
 use crate::reassembly::TargetTally;
+use flows::{Flow, Flows};
 use foldhash::SharedSeed;
 use foldhash::quality::SeedableRandomState;
 use std::hash::{BuildHasher, Hasher};
@@ -146,10 +148,11 @@ fn grouped(number: usize) -> String {
 struct Waiting {
     target: u16,
     key_length: u8,
-    /// Index into `Batch::origins`.
-    origin: u8,
+    number: Option<u32>,
     key_hash: u64,
+    client_hash: u64,
     delta: Delta,
+    weight: u32,
 }
 
 /// Observations of any targets that wait to be counted.
@@ -158,24 +161,21 @@ struct Batch {
     waiting: [Waiting; BATCH],
     keys: [[u8; KEY_BYTES_MAX]; BATCH],
     count: usize,
-    /// Of the waiting ones; a run of observations of the same flow shares one. The last of `origin_count` is `last`'s.
-    origins: [Origin; BATCH],
-    origin_count: usize,
-    last: Option<FlowTuple>,
 }
 
 impl Batch {
-    const NOTHING: Waiting = Waiting { target: 0, key_length: 0, origin: 0, key_hash: 0, delta: Delta::NONE };
+    const NOTHING: Waiting = Waiting {
+        target: 0,
+        key_length: 0,
+        number: None,
+        key_hash: 0,
+        client_hash: 0,
+        delta: Delta::NONE,
+        weight: 0,
+    };
 
     fn new() -> Box<Batch> {
-        Box::new(Batch {
-            waiting: [Batch::NOTHING; BATCH],
-            keys: [[0; KEY_BYTES_MAX]; BATCH],
-            count: 0,
-            origins: [Origin::NONE; BATCH],
-            origin_count: 0,
-            last: None,
-        })
+        Box::new(Batch { waiting: [Batch::NOTHING; BATCH], keys: [[0; KEY_BYTES_MAX]; BATCH], count: 0 })
     }
 
     #[inline(always)]
@@ -184,8 +184,10 @@ impl Batch {
         let request = Request {
             key: &self.keys[index][..usize::from(waiting.key_length)],
             key_hash: waiting.key_hash,
-            origin: &self.origins[usize::from(waiting.origin)],
+            client_hash: waiting.client_hash,
+            number: waiting.number,
             delta: &waiting.delta,
+            weight: waiting.weight,
         };
         (usize::from(waiting.target), request)
     }
@@ -199,6 +201,7 @@ pub struct Collector {
     /// Names the hash function: harvests with the same seed can be joined by hash.
     seed: u64,
     batch: Box<Batch>,
+    flows: Flows,
     /// Some target's closed interval has yet to be copied out.
     unswept: bool,
     parts: Parts,
@@ -221,7 +224,15 @@ impl Collector {
             None => (process_seed(), SharedSeed::global_random()),
         };
         let hasher = SeedableRandomState::with_seed(seed, shared);
-        Ok(Collector { targets, hasher, seed, batch: Batch::new(), unswept: false, parts: Parts::ALL })
+        Ok(Collector {
+            targets,
+            hasher,
+            seed,
+            batch: Batch::new(),
+            flows: Flows::new(),
+            unswept: false,
+            parts: Parts::ALL,
+        })
     }
 
     /// Leaves parts out, for a bench: what reports state of pairs is not true then.
@@ -244,36 +255,42 @@ impl Collector {
         if !observation.command.is_keyed() {
             return;
         }
+        let delta = Delta::of(observation);
+        let weight = target.weight(&delta);
+        let flow = self.flow(tuple);
+        flow.count(&delta, weight);
+        let (number, client_hash) = (flow.number, flow.origin.client_hash);
         let key = &observation.key[..observation.key.len().min(KEY_BYTES_MAX)];
-        let origin = self.origin(tuple);
         let key_hash = hash(&self.hasher, key);
         let batch = &mut *self.batch;
         batch.keys[batch.count][..key.len()].copy_from_slice(key);
-        batch.waiting[batch.count] = Waiting {
-            target: tuple.target.0,
-            key_length: key.len() as u8,
-            origin,
-            key_hash,
-            delta: Delta::of(observation),
-        };
+        let (target, key_length) = (tuple.target.0, key.len() as u8);
+        batch.waiting[batch.count] =
+            Waiting { target, key_length, number, key_hash, client_hash, delta, weight };
         batch.count += 1;
         if batch.count == BATCH {
             self.flush();
         }
     }
 
-    /// The index of a tuple's origin in the batch.
-    #[inline]
-    fn origin(&mut self, tuple: &FlowTuple) -> u8 {
-        let batch = &mut *self.batch;
-        if batch.origin_count == 0 || batch.last.as_ref() != Some(tuple) {
-            let hasher = &self.hasher;
-            let origin = Origin::new(&tuple.client, &tuple.server, |bytes| hash(hasher, bytes));
-            batch.origins[batch.origin_count] = origin;
-            batch.origin_count += 1;
-            batch.last = Some(*tuple);
+    /// The place where a flow of a known target is summed.
+    #[inline(always)]
+    fn flow(&mut self, tuple: &FlowTuple) -> &mut Flow {
+        let (at, known) = self.flows.find(tuple);
+        if !known {
+            self.meet(at, tuple);
         }
-        batch.origin_count as u8 - 1
+        self.flows.at(at)
+    }
+
+    /// Gives a flow the place of another.
+    fn meet(&mut self, at: usize, tuple: &FlowTuple) {
+        let hasher = &self.hasher;
+        let origin = Origin::new(&tuple.client, &tuple.server, |bytes| hash(hasher, bytes));
+        let number = self.targets[tuple.target.index()].number(&origin);
+        if let Some(former) = self.flows.replace(at, Flow::new(tuple, origin, number)) {
+            self.targets[former.target().index()].update_origin(&former);
+        }
     }
 
     /// Applies what is waiting, and copies a slice of what was closed.
@@ -289,20 +306,11 @@ impl Collector {
             self.prefetch();
         }
         let Collector { targets, batch, parts, .. } = self;
-        // Commands of many keys and pipelines make runs of the same origin: its rows are looked for once.
-        let mut run = None;
         for index in 0..batch.count {
             let (target, request) = batch.request(index);
-            let (target, origin) = (&mut targets[target], batch.waiting[index].origin);
-            target.update(&request, parts.pairs);
-            match run {
-                Some((former, places)) if former == origin => {
-                    target.update_origin_again(places, request.delta)
-                }
-                _ => run = Some((origin, target.update_origin(request.origin, request.delta))),
-            }
+            targets[target].update(&request, parts.pairs);
         }
-        (batch.count, batch.origin_count, batch.last) = (0, 0, None);
+        batch.count = 0;
     }
 
     /// Fetches what the waiting observations will touch: headers, then the slots that the headers point to.
@@ -339,7 +347,9 @@ impl Collector {
     /// next interval is ended.
     pub fn begin_close(&mut self, target: TargetId, harvest: &mut Harvest) {
         self.flush();
+        let flows = self.flows.take(target);
         if let Some(target) = self.targets.get_mut(target.index()) {
+            flows.for_each(|flow| target.update_origin(flow));
             target.begin_close(harvest);
             harvest.seed = self.seed;
             self.unswept = true;

@@ -21,7 +21,7 @@ use crate::parser::Observation;
 pub(super) const WAYS: usize = 8;
 
 /// Rows in the first bucket from which on a new key prefers an emptier second one.
-const SPREAD_FROM: u32 = 5;
+const SPREAD_FROM: u32 = 4;
 
 /// Weight of one request.
 pub(super) const REQUEST_WEIGHT: u32 = 16;
@@ -152,14 +152,44 @@ impl Delta {
     }
 }
 
+/// What can be added to a row.
+pub(super) trait Addend {
+    /// Adds it.
+    fn add_to(&self, slot: &mut Slot);
+}
+
+impl Addend for Delta {
+    #[inline(always)]
+    fn add_to(&self, slot: &mut Slot) {
+        slot.apply(self);
+    }
+}
+
+/// A row's figures, whatever its key.
+impl Addend for Slot {
+    fn add_to(&self, slot: &mut Slot) {
+        for (mine, theirs) in slot.counts.iter_mut().zip(self.counts) {
+            *mine = mine.saturating_add(theirs);
+        }
+        slot.latency_max = slot.latency_max.max(self.latency_max);
+        slot.latency_sum += self.latency_sum;
+        slot.bytes_in = slot.bytes_in.saturating_add(self.bytes_in);
+        slot.bytes_out = slot.bytes_out.saturating_add(self.bytes_out);
+    }
+}
+
 #[inline(always)]
 fn bump(count: &mut u32, by: bool) {
     *count = count.saturating_add(u32::from(by));
 }
 
 impl Slot {
+    /// Without a row.
+    pub(super) const EMPTY: Slot = EMPTY;
+
+    /// Counts a request.
     #[inline(always)]
-    fn apply(&mut self, delta: &Delta) {
+    pub(super) fn apply(&mut self, delta: &Delta) {
         bump(&mut self.counts[delta.class as usize % COUNTS], true);
         bump(&mut self.counts[HITS], delta.hit);
         bump(&mut self.counts[MISSES], delta.miss);
@@ -377,9 +407,9 @@ impl Table {
         Some(rows)
     }
 
-    /// Counts one request of a key of at most [`KEY_BYTES_MAX`] bytes; returns where its row is until the next update.
+    /// Counts a request, or several at once, of a key of at most [`KEY_BYTES_MAX`] bytes; returns where its row is until the next update.
     #[inline]
-    pub(super) fn update(&mut self, hash: u64, key: &[u8], delta: &Delta, weight: u32) -> Place {
+    pub(super) fn update(&mut self, hash: u64, key: &[u8], delta: &impl Addend, weight: u32) -> Place {
         debug_assert!(key.len() <= KEY_BYTES_MAX);
         let first = place(hash, self.buckets.len());
         self.refresh(first);
@@ -389,12 +419,12 @@ impl Table {
         }
     }
 
-    /// Counts one more request of the key whose row the last update left in this place.
+    /// Counts more of the key whose row is in this place.
     #[inline(always)]
-    pub(super) fn again(&mut self, place: Place, delta: &Delta, weight: u32) -> Place {
+    fn again(&mut self, place: Place, delta: &impl Addend, weight: u32) -> Place {
         let sum = &mut self.buckets[place.0 / WAYS].weight[place.0 % WAYS];
         *sum = sum.saturating_add(weight);
-        self.slots[place.0].apply(delta);
+        delta.add_to(&mut self.slots[place.0]);
         place
     }
 
@@ -454,7 +484,7 @@ impl Table {
     }
 
     /// The key is not in its first bucket.
-    fn miss(&mut self, first: usize, hash: u64, key: &[u8], delta: &Delta, weight: u32) -> Place {
+    fn miss(&mut self, first: usize, hash: u64, key: &[u8], delta: &impl Addend, weight: u32) -> Place {
         let bit = filter_bit(hash);
         let bucket = &self.buckets[first];
         let (filled, mut err) = (bucket.filled(), bucket.floor);
@@ -479,7 +509,15 @@ impl Table {
     }
 
     /// Puts a key in place of the lightest row of a bucket.
-    fn insert(&mut self, at: usize, hash: u64, key: &[u8], err: u32, delta: &Delta, weight: u32) -> Place {
+    fn insert(
+        &mut self,
+        at: usize,
+        hash: u64,
+        key: &[u8],
+        err: u32,
+        delta: &impl Addend,
+        weight: u32,
+    ) -> Place {
         let way = self.buckets[at].lightest();
         let least = self.buckets[at].weight[way];
         if least == 0 {
@@ -492,7 +530,7 @@ impl Table {
         let inline = key.len().min(INLINE_BYTES);
         *slot = Slot { hash, err, next, length: key.len() as u8, ..EMPTY };
         slot.key[..inline].copy_from_slice(&key[..inline]);
-        slot.apply(delta);
+        delta.add_to(slot);
         let bucket = &mut self.buckets[at];
         bucket.tag[way] = tag_of(hash);
         let has_chain = next != 0 && next != TRUNCATED;

@@ -1,12 +1,13 @@
 //! Everything that is kept of one target within an interval.
 
 use super::arena::Arena;
+use super::flows::Flow;
 use super::harvest::Harvest;
 use super::latency::Latencies;
 use super::numbers::{NUMBER_BYTES, Numbers};
 use super::pairs::{Line, Pairs};
 use super::snapshot::Totals;
-use super::table::{BUCKET_BYTES, Delta, Place, REQUEST_WEIGHT, Rows, Table};
+use super::table::{BUCKET_BYTES, Delta, REQUEST_WEIGHT, Rows, Table};
 use super::{Capacity, CollectorError, TargetOptions};
 use crate::anomaly::AnomalyCounts;
 use crate::model::Endpoint;
@@ -45,7 +46,7 @@ pub(super) struct Origin {
     client: [u8; ENDPOINT_BYTES],
     server: [u8; ENDPOINT_BYTES],
     address_hash: u64,
-    client_hash: u64,
+    pub(super) client_hash: u64,
     server_hash: u64,
 }
 
@@ -99,16 +100,11 @@ pub(super) fn decode(key: &[u8]) -> Endpoint {
 pub(super) struct Request<'a> {
     pub(super) key: &'a [u8],
     pub(super) key_hash: u64,
-    pub(super) origin: &'a Origin,
+    pub(super) client_hash: u64,
+    /// The client's in the pair table.
+    pub(super) number: Option<u32>,
     pub(super) delta: &'a Delta,
-}
-
-/// Where the rows of an origin are, until another origin's requests are counted.
-#[derive(Clone, Copy)]
-pub(super) struct OriginPlaces {
-    client: Place,
-    socket: Place,
-    server: Option<Place>,
+    pub(super) weight: u32,
 }
 
 /// A target's figures since its interval began.
@@ -222,60 +218,56 @@ impl Target {
         }
     }
 
+    /// What an observation weighs in the tables.
+    #[inline(always)]
+    pub(super) fn weight(&self, delta: &Delta) -> u32 {
+        delta.weight(self.weight_of_64k)
+    }
+
+    /// The number of a client in the pair table.
+    pub(super) fn number(&mut self, origin: &Origin) -> Option<u32> {
+        self.numbers.of(origin.address(), origin.address_hash)
+    }
+
     /// Counts a keyed request in the tables of keys and pairs.
     #[inline]
     pub(super) fn update(&mut self, request: &Request<'_>, pairs: bool) {
-        let Request { key, key_hash, origin, delta } = *request;
-        let place = self.keys.update(key_hash, key, delta, delta.weight(self.weight_of_64k));
+        let Request { key, key_hash, client_hash, number, delta, weight } = *request;
+        let place = self.keys.update(key_hash, key, delta, weight);
         if !pairs {
             return;
         }
         let key_requests = self.keys.requests(place);
         if key_requests > self.pairs.gate() {
-            match self.numbers.of(origin.address(), origin.address_hash) {
+            match number {
                 Some(number) => self.pairs.update(key_hash, u64::from(number)),
                 None => self.pairs.skip_unnumbered(),
             }
         }
         if key_requests > self.socket_pairs.gate() {
-            self.socket_pairs.update(key_hash, origin.client_hash);
+            self.socket_pairs.update(key_hash, client_hash);
         }
     }
 
-    /// Counts a keyed request in the tables of clients and servers; returns where their rows are.
-    #[inline]
-    pub(super) fn update_origin(&mut self, origin: &Origin, delta: &Delta) -> OriginPlaces {
-        let weight = delta.weight(self.weight_of_64k);
-        let client = self.clients.update(origin.address_hash, origin.address(), delta, weight);
-        let socket = self.sockets.update(origin.client_hash, &origin.client, delta, weight);
-        let servers = self.servers.as_mut();
-        let server = servers.map(|servers| servers.update(origin.server_hash, &origin.server, delta, weight));
-        OriginPlaces { client, socket, server }
-    }
-
-    /// Counts one more request of the same origin, right after the last.
-    #[inline]
-    pub(super) fn update_origin_again(&mut self, places: OriginPlaces, delta: &Delta) {
-        let weight = delta.weight(self.weight_of_64k);
-        self.clients.again(places.client, delta, weight);
-        self.sockets.again(places.socket, delta, weight);
-        if let (Some(servers), Some(place)) = (&mut self.servers, places.server) {
-            servers.again(place, delta, weight);
+    /// Counts what a flow asked for in the tables of clients and servers.
+    pub(super) fn update_origin(&mut self, flow: &Flow) {
+        let Flow { origin, sum, weight, .. } = flow;
+        self.clients.update(origin.address_hash, origin.address(), sum, *weight);
+        self.sockets.update(origin.client_hash, &origin.client, sum, *weight);
+        if let Some(servers) = &mut self.servers {
+            servers.update(origin.server_hash, &origin.server, sum, *weight);
         }
     }
 
     /// First step before an update: headers and pair lines.
     #[inline]
-    pub(super) fn prefetch(&mut self, request: &Request<'_>, pairs: bool) {
-        let origin = request.origin;
+    pub(super) fn prefetch(&self, request: &Request<'_>, pairs: bool) {
         self.keys.prefetch_bucket(request.key_hash);
-        self.clients.prefetch_bucket(origin.address_hash);
-        self.sockets.prefetch_bucket(origin.client_hash);
         if !pairs {
             return;
         }
-        self.socket_pairs.prefetch(request.key_hash, origin.client_hash);
-        if let Some(number) = self.numbers.of(origin.address(), origin.address_hash) {
+        self.socket_pairs.prefetch(request.key_hash, request.client_hash);
+        if let Some(number) = request.number {
             self.pairs.prefetch(request.key_hash, u64::from(number));
         }
     }
@@ -283,9 +275,6 @@ impl Target {
     /// Second step: slots. True: the key wants the third.
     #[inline]
     pub(super) fn prefetch_slots(&self, request: &Request<'_>) -> bool {
-        let origin = request.origin;
-        self.clients.prefetch_slot(origin.address_hash);
-        self.sockets.prefetch_slot(origin.client_hash);
         self.keys.prefetch_slot(request.key_hash)
     }
 

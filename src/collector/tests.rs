@@ -356,7 +356,8 @@ proptest! {
 
 /// A snapshot's rows in an order of their own.
 fn sorted(mut snapshot: Snapshot) -> Snapshot {
-    snapshot.keys.sort_by(|a, b| a.key.cmp(&b.key));
+    // Truncated keys can look alike.
+    snapshot.keys.sort_by_cached_key(|row| format!("{row:?}"));
     snapshot.clients.sort_by_key(|row| row.client);
     snapshot.sockets.sort_by_key(|row| row.client);
     snapshot.servers.sort_by_key(|row| row.server);
