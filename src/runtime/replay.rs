@@ -13,7 +13,7 @@ use crate::runtime::reporter::ReporterThread;
 use crate::runtime::signals::Requests;
 use crate::runtime::stat::Script;
 use crate::runtime::worker::{WhenLate, Worker, WorkerChannels};
-use crate::runtime::{collector_options, describe_tables, harvests, interval_length, load, new_pipeline};
+use crate::runtime::{collector_options, harvests, interval_length, load, new_pipeline};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::fs::File;
 use std::io::{self, Read};
@@ -58,7 +58,6 @@ pub(super) fn read(config: &Config, files: &[PathBuf], pace: Pace, script: Scrip
     };
     let collector =
         Collector::new(&collector_options(config, 1)).map_err(|error| Failure::new(Exit::Failure, error))?;
-    describe_tables(config, std::slice::from_ref(&collector));
     let clock = IntervalClock::new(interval_length(config));
 
     let (report_sender, reports) = crossbeam_channel::bounded(BUFFERS_PER_WORKER);
