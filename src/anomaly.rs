@@ -74,6 +74,9 @@ anomalies! {
     DatagramMalformed "datagrams_malformed",
     /// A UDP datagram that could not be held or whose exchange was evicted.
     DatagramShed "datagrams_shed",
+    // Pipeline
+    /// The clock of the capture went back by more than disorder explains.
+    ClockSetBack "clock_set_back",
     // Collector
     /// A row pushed out of a full table.
     Eviction "evictions",

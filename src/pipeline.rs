@@ -16,6 +16,7 @@ use crate::reassembly::limits::ReassemblyLimits;
 use crate::reassembly::{Demand, StreamEvent, TargetTally};
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 /// One configured server, or network of servers, as the pipeline matches it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -208,6 +209,8 @@ pub struct Pipeline {
     datagrams: DatagramTable<Connection>,
     /// Packets until the tables are looked at for what has become old.
     packets_to_tick: u32,
+    /// When they were looked at last.
+    last_tick: Timestamp,
 }
 
 /// What segments and datagrams share on their way from the tables to the observations.
@@ -222,6 +225,9 @@ struct Stage {
 
 /// Packets between two looks at what has become old: often enough to spread the work, seldom enough to cost nothing.
 const PACKETS_PER_TICK: u32 = 256;
+
+/// Steps back of the clock that are no disorder of packets, nor of recordings that overlap.
+const CLOCK_SET_BACK_MIN: Duration = Duration::from_secs(10);
 
 impl Pipeline {
     /// Allocates everything; afterwards no packet allocates.
@@ -241,6 +247,7 @@ impl Pipeline {
             flows: FlowTable::new(limits.reassembly.clone()),
             datagrams: DatagramTable::new(limits.reassembly),
             packets_to_tick: PACKETS_PER_TICK,
+            last_tick: Timestamp::ZERO,
         }
     }
 
@@ -268,6 +275,14 @@ impl Pipeline {
     /// Time has passed, with or without packets: what waited long enough is resolved, what is old is forgotten.
     pub fn tick(&mut self, now: Timestamp, emit: &mut impl FnMut(&FlowTuple, &Observation<'_>)) {
         self.packets_to_tick = PACKETS_PER_TICK;
+        if now.plus(CLOCK_SET_BACK_MIN) < self.last_tick {
+            // It touches the figures of every target.
+            self.stage
+                .parser_anomalies
+                .iter_mut()
+                .for_each(|anomalies| anomalies.count(Anomaly::ClockSetBack));
+        }
+        self.last_tick = now;
         self.decoder.expire_fragments(now);
         self.stage.capture.anomalies.merge(&self.decoder.take_anomalies());
         let Stage { transactions, tallies, parser_anomalies, .. } = &mut self.stage;

@@ -212,7 +212,7 @@ pub(crate) fn rank<'a, R: Ranked + 'a>(
 ) -> Vec<&'a R> {
     let mut rows: Vec<&R> = rows.into_iter().collect();
     let order = |a: &&R, b: &&R| -> Ordering {
-        let by_score = score(b.counters(), by).cmp(&score(a.counters(), by));
+        let by_score = score(*b, by).cmp(&score(*a, by));
         by_score.then_with(|| a.tie().cmp(&b.tie()))
     };
     if n > 0 && n < rows.len() {
@@ -223,10 +223,11 @@ pub(crate) fn rank<'a, R: Ranked + 'a>(
     rows
 }
 
-/// What a row scores by a metric.
-fn score(counters: &Counters, by: Metric) -> u64 {
+/// What a row scores by a metric, as far as it is certain: requests in doubt would put keys of an overflowing table first.
+fn score<R: Ranked>(row: &R, by: Metric) -> u64 {
+    let counters = row.counters();
     match by {
-        Metric::Requests => counters.requests(),
+        Metric::Requests => counters.requests().saturating_sub(row.err()),
         Metric::Bytes => counters.bytes_in.saturating_add(counters.bytes_out),
         Metric::Misses => counters.misses,
         Metric::Errors => counters.errors,

@@ -50,6 +50,8 @@ const RULES: &[Rule] = &[
     ring_nearly_full,
     tls,
     unknown_protocol,
+    proxy_headers,
+    clock_set_back,
     hot_key_share,
     hot_key_misses,
     hot_client_share,
@@ -175,6 +177,28 @@ fn unknown_protocol(contents: &Contents<'_>, findings: &mut Vec<Finding>) {
     if flows > 0 {
         let text = format!("{} connections speak a protocol that is not memcached's", units::count(flows));
         findings.push(Finding { id: "unknown-protocol", text });
+    }
+}
+
+fn proxy_headers(contents: &Contents<'_>, findings: &mut Vec<Finding>) {
+    let flows = anomaly(contents, Anomaly::ProxyHeader);
+    if flows > 0 {
+        let text = format!(
+            "{} connections begin with a PROXY header, which memcached does not know: their clients are a load balancer's",
+            units::count(flows)
+        );
+        findings.push(Finding { id: "proxy-header", text });
+    }
+}
+
+fn clock_set_back(contents: &Contents<'_>, findings: &mut Vec<Finding>) {
+    let times = anomaly(contents, Anomaly::ClockSetBack);
+    if times > 0 {
+        let text = format!(
+            "the clock was set back, {} times: rates and response times around that moment mean little",
+            units::count(times)
+        );
+        findings.push(Finding { id: "clock-set-back", text });
     }
 }
 
