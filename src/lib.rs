@@ -53,6 +53,12 @@
 //! to the kernel opens rings on its successor, on sockets that were opened while that was allowed. A worker panics: its block goes
 //! back, its pipeline is made anew, its tables stay. The reporter is late: the interval is lengthened, and its times say so.
 //!
+//! # What holds it
+//!
+//! `docs/traps.md` lists what goes wrong on networks and in the protocol, with the test for each. `fuzz/` has the targets that
+//! `tests/fuzz_bounded.rs` (stable, in `./check`) and `cargo fuzz` (`./check fuzz`) drive; `tests/cost.sh` counts what hostile
+//! traffic costs.
+//!
 //! # To add …
 //!
 //! * a command of the protocol: one line in [`model::Command`], one in the parser's verb table;
