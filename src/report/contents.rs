@@ -144,6 +144,7 @@ pub(crate) fn is_loss(anomaly: Anomaly) -> bool {
             | Anomaly::BodyHoleBytes
             | Anomaly::PacketForeign
             | Anomaly::ProxyHeader
+            | Anomaly::ClockSetBack
     )
 }
 

@@ -97,8 +97,15 @@ const COUNTERS: [&str; 12] = [
 ];
 
 /// Anomalies that cost no figure, and what is no loss at all; kept apart here as the table keeps them apart.
-const NOTED: [&str; 5] =
-    ["duplicate_segments", "out_of_order_segments", "mid_stream_flows", "body_hole_bytes", "packet_foreign"];
+const NOTED: [&str; 7] = [
+    "duplicate_segments",
+    "out_of_order_segments",
+    "mid_stream_flows",
+    "body_hole_bytes",
+    "packet_foreign",
+    "proxy_headers",
+    "clock_set_back",
+];
 
 /// The display form of the exact bytes behind a key in JSON.
 pub fn json_key(row: &Value, name: &str) -> Vec<u8> {
