@@ -350,11 +350,14 @@ fn top_keys_of_clients(clients: &Joined, keys: &Joined, pairs: &[Vec<PairRow>]) 
     top
 }
 
-/// Of keys asked for alike often the first by its bytes, so that the order of the rows decides nothing.
+/// Of keys asked for alike often the first by its bytes, its length and its hash, so that the order of the rows decides nothing (of
+/// keys that were cut the bytes can be equal). A key has no more requests of one client than in all.
 fn raise(top: &mut Option<(u32, u64)>, key: u32, requests: u64, keys: &Joined) {
-    let bytes = |key: u32| &keys.rows[key as usize].key;
+    let row = |key: u32| &keys.rows[key as usize];
+    let name = |key: u32| (&row(key).key, row(key).length, row(key).hash);
+    let requests = requests.min(row(key).requests());
     let is_higher =
-        |(known, most): (u32, u64)| requests.cmp(&most).then_with(|| bytes(known).cmp(bytes(key))).is_gt();
+        |(known, most): (u32, u64)| requests.cmp(&most).then_with(|| name(known).cmp(&name(key))).is_gt();
     if top.is_none_or(is_higher) {
         *top = Some((key, requests));
     }
@@ -403,7 +406,7 @@ fn client_rows(clients: Joined, top: TopKeys, keys: &Joined) -> Vec<ClientRow> {
         err: row.err,
         top_key: top.map(|(key, requests)| {
             let key = &keys.rows[key as usize];
-            (key.key.clone(), requests.min(row.requests()).min(key.requests()))
+            (key.key.clone(), requests.min(row.requests()))
         }),
         counters: row.counters,
     };
