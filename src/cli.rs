@@ -48,6 +48,14 @@ pub enum Action {
     /// Live, or of recordings. Live the default is -n 1, and the interval that has begun already is left out. Reports go to standard
     /// output, whatever the file says.
     Report(ReportArgs),
+    /// Watch live: hot keys, hot clients and one level deeper, on a screen that can be searched.
+    ///
+    /// Attaches to a running `memtap run` where one listens on its control socket, unless options say what to
+    /// capture or how long an interval is; otherwise it captures itself, which needs CAP_NET_RAW. Unless told otherwise, intervals
+    /// of an own capture last 2 seconds. Keys are listed under `?`.
+    Top(TopArgs),
+    /// See the targets of a running `memtap run`, over its control socket.
+    Target(TargetArgs),
     /// Say what would be seen and why not: privileges, interfaces, listeners, directions, protocols.
     Doctor(DoctorArgs),
     /// Check, show or print a configuration.
@@ -125,6 +133,41 @@ pub struct ManArgs {
     /// Write every page into this directory.
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
+}
+
+/// What `top` takes.
+#[derive(Clone, Debug, Args)]
+pub struct TopArgs {
+    /// Show recordings instead of a capture.
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["attach", "no_attach"])]
+    pub replay: Vec<PathBuf>,
+    /// Attach to a running memtap or fail.
+    #[arg(long, conflicts_with = "no_attach")]
+    pub attach: bool,
+    /// Capture also where a running memtap listens.
+    #[arg(long)]
+    pub no_attach: bool,
+    /// The common options.
+    #[command(flatten)]
+    pub options: Options,
+}
+
+/// What `target` takes.
+#[derive(Clone, Debug, Args)]
+pub struct TargetArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: TargetAction,
+    /// Configuration file, which names the control socket.
+    #[arg(short, long, value_name = "FILE", global = true)]
+    pub config: Option<PathBuf>,
+}
+
+/// What to do with the targets of a running memtap.
+#[derive(Clone, Debug, Subcommand)]
+pub enum TargetAction {
+    /// List them: name, address, budget.
+    List,
 }
 
 /// What `config` takes.

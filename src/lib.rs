@@ -31,6 +31,7 @@
 //! | [`report`] | snapshots | text | tables, JSON Lines, CSV, Markdown, lines, findings, conditions, escaping, privacy |
 //! | [`pipeline`] | packets | observations | composes decode, reassembly and parser |
 //! | [`runtime`] | configuration | reports | threads, clock, signals, interfaces that come and go, log; one file for each command |
+//! | [`top`] | snapshots, key presses | a screen | the live screen: state machine, views, drawing |
 //! | [`sandbox`] | options | | giving up user, capabilities, files and system calls once the rings are open |
 //! | [`config`], [`cli`] | operator | `Config` | every default, every flag |
 //!
@@ -79,3 +80,4 @@ pub mod reassembly;
 pub mod report;
 pub mod runtime;
 pub mod sandbox;
+pub mod top;

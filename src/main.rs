@@ -23,6 +23,8 @@ fn main() -> ExitCode {
         Action::Replay(arguments) => runtime::replay(&arguments),
         Action::Stat(arguments) => runtime::stat(&arguments),
         Action::Report(arguments) => runtime::report(&arguments),
+        Action::Top(arguments) => runtime::top(&arguments),
+        Action::Target(arguments) => runtime::target(&arguments),
         Action::Doctor(arguments) => runtime::doctor(&arguments),
         Action::Config(arguments) => match arguments.action {
             ConfigAction::Default => runtime::print_default_config(),

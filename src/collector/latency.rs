@@ -94,6 +94,24 @@ impl ResponseTimes {
         }
     }
 
+    /// Of each command the longest time and the cells of its histogram, as time and count: all that it is made of.
+    pub(crate) fn cells(&self) -> impl Iterator<Item = (Command, u64, Vec<(u64, u64)>)> + '_ {
+        self.0.iter().map(|times| {
+            let recorded = times.histogram.iter_recorded();
+            let cells = recorded.map(|cell| (cell.value_iterated_to(), cell.count_at_value())).collect();
+            (times.command, times.longest, cells)
+        })
+    }
+
+    /// Adds what [`ResponseTimes::cells`] gave out.
+    pub(crate) fn add_cells(&mut self, command: Command, longest: u64, cells: &[(u64, u64)]) {
+        let mine = self.of(command);
+        for &(micros, count) in cells {
+            mine.histogram.saturating_record_n(micros.min(LONGEST_US), count);
+        }
+        mine.longest = mine.longest.max(longest);
+    }
+
     fn of(&mut self, command: Command) -> &mut CommandTimes {
         let at = match self.0.binary_search_by_key(&command.index(), |times| times.command.index()) {
             Ok(at) => at,

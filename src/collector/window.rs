@@ -335,8 +335,8 @@ fn most_asked<'a>(leaders: impl Iterator<Item = &'a (Box<[u8]>, u64)>) -> TopKey
     sums.into_iter().max_by_key(|&(key, sum)| (sum, Reverse(key))).map(|(key, sum)| (key.clone(), sum))
 }
 
-/// Cuts a snapshot to its heaviest rows and pairs.
-fn prune(snapshot: &mut Snapshot, rows_max: usize) {
+/// Cuts a snapshot to its heaviest rows and pairs; its bounds rise with what they cover.
+pub(crate) fn prune(snapshot: &mut Snapshot, rows_max: usize) {
     let totals = &snapshot.totals.counters;
     let requests = totals.requests().max(1) as u128;
     let bytes = u128::from(totals.bytes_in + totals.bytes_out).max(1);

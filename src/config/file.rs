@@ -342,7 +342,7 @@ mod tests {
 
     #[test]
     fn the_shape_of_the_file_comes_from_the_settings() {
-        assert_eq!(sections(), ["capture", "target", "report", "keys", "log"]);
+        assert_eq!(sections(), ["capture", "target", "report", "keys", "control", "log"]);
         assert_eq!(keys_of("log"), ["format", "level"]);
     }
 }

@@ -39,6 +39,8 @@ pub struct Config {
     pub report: ReportConfig,
     /// How to treat keys.
     pub keys: KeysConfig,
+    /// Who may ask a running memtap.
+    pub control: ControlConfig,
     /// What to say on stderr.
     pub log: LogConfig,
 }
@@ -50,6 +52,7 @@ impl Default for Config {
             targets: vec![TargetConfig::default()],
             report: ReportConfig::default(),
             keys: KeysConfig::default(),
+            control: ControlConfig::default(),
             log: LogConfig::default(),
         }
     }
@@ -316,6 +319,25 @@ impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret")
     }
+}
+
+/// Section `[control]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ControlConfig {
+    /// Where `memtap run` listens for `memtap top` and `memtap target`.
+    pub socket: ControlSocket,
+}
+
+/// Where a running memtap listens.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ControlSocket {
+    /// At the usual place of the user: `/run/memtap/control.sock` of root, `memtap/control.sock` in `$XDG_RUNTIME_DIR` of others.
+    #[default]
+    Auto,
+    /// Nowhere.
+    Off,
+    /// There.
+    Path(PathBuf),
 }
 
 /// Section `[log]`.

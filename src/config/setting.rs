@@ -5,8 +5,8 @@
 
 use super::target::{self, TargetConfig};
 use super::{
-    ColorChoice, Config, Interfaces, Interval, LoadLadder, LogFormat, LogLevel, OutMode, Over, Secret,
-    Snaplen, units,
+    ColorChoice, Config, ControlSocket, Interfaces, Interval, LoadLadder, LogFormat, LogLevel, OutMode, Over,
+    Secret, Snaplen, units,
 };
 use crate::report::{ClientView, Metric, OutputFormat, PrivacyMode, escape_name, nearest};
 use crate::sandbox::SandboxMode;
@@ -29,6 +29,8 @@ const TOP: RangeInclusive<i64> = 0..=1_000_000_000;
 const SNAPLEN: RangeInclusive<i64> = 160..=262_144;
 /// IFNAMSIZ without its NUL.
 const INTERFACE_NAME_BYTES_MAX: usize = 15;
+/// sun_path of a Unix socket's address, with its NUL.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// A short secret could be guessed, and with it the keys.
 const SECRET_CHARACTERS_MIN: usize = 16;
 
@@ -422,6 +424,20 @@ pub const SETTINGS: &[Setting] = &[
         show: |_| None,
     },
     Setting {
+        key: "control.socket",
+        flag: None,
+        environment: Some("MEMTAP_CONTROL_SOCKET"),
+        takes: Takes::Text,
+        apply: |config, value| set(&mut config.control.socket, control_socket(value)),
+        show: |config| {
+            Some(quoted(match &config.control.socket {
+                ControlSocket::Auto => "auto".into(),
+                ControlSocket::Off => "off".into(),
+                ControlSocket::Path(path) => path.to_string_lossy(),
+            }))
+        },
+    },
+    Setting {
         key: "log.format",
         flag: Some("log-format"),
         environment: Some("MEMTAP_LOG_FORMAT"),
@@ -454,6 +470,21 @@ fn count(value: &Value, range: RangeInclusive<i64>) -> Result<usize, Refusal> {
 /// An empty text stands for "not set", so that the sample can show the key.
 fn optional(value: &Value) -> Option<String> {
     Some(value.text()).filter(|text| !text.is_empty())
+}
+
+fn control_socket(value: &Value) -> Result<ControlSocket, Refusal> {
+    match value.text().as_str() {
+        "auto" => Ok(ControlSocket::Auto),
+        "off" => Ok(ControlSocket::Off),
+        path if path.starts_with('/') && path.len() <= SOCKET_PATH_BYTES_MAX => {
+            Ok(ControlSocket::Path(PathBuf::from(path)))
+        }
+        _ => refuse(
+            value,
+            "is no place for a socket",
+            format!("allowed: auto, off, or an absolute path of at most {SOCKET_PATH_BYTES_MAX} bytes"),
+        ),
+    }
 }
 
 fn secret(value: &Value) -> Result<Option<Secret>, Refusal> {

@@ -7,6 +7,7 @@ use super::options::{ClientView, Metric, ReportOptions};
 use super::privacy::PrivacyMode;
 use crate::anomaly::Anomaly;
 use crate::collector::snapshot::{ClientRow, Counters, KeyRow, ServerRow, Snapshot};
+use crate::model::Endpoint;
 use std::borrow::Cow;
 use std::cmp::Ordering;
 
@@ -36,6 +37,33 @@ impl<'a> Shown<'a> {
     pub(crate) fn rows_only(snapshot: &'a Snapshot, options: &'a ReportOptions) -> Shown<'a> {
         let filtered = filtered(snapshot, options);
         Shown { snapshot: options.privacy.apply(filtered), groups: Vec::new(), shapes: Vec::new(), options }
+    }
+
+    /// The sums over shapes, in no particular order; none where only rows were asked for.
+    pub(crate) fn shapes(&self) -> &[Tally] {
+        &self.shapes
+    }
+
+    /// Leaves one key's row, or what one client (by IP) had, and what is of it.
+    pub(crate) fn narrow(&mut self, key: Option<&[u8]>, client: Option<&Endpoint>) {
+        let snapshot = self.snapshot.to_mut();
+        if let Some(key) = key {
+            snapshot.keys.retain(|row| *row.key == *key);
+            let asked: Vec<Endpoint> =
+                snapshot.keys.iter().flat_map(|row| row.clients.iter().map(|pair| pair.client)).collect();
+            snapshot.clients.retain(|row| asked.contains(&row.client));
+            snapshot.sockets.clear();
+        }
+        if let Some(client) = client {
+            for row in &mut snapshot.keys {
+                row.clients.retain(|pair| pair.client == *client);
+            }
+            snapshot.keys.retain(|row| !row.clients.is_empty());
+            snapshot.clients.retain(|row| row.client == *client);
+            snapshot.sockets.retain(|row| row.client.ip() == client.ip());
+        }
+        self.shapes.clear();
+        self.groups.clear();
     }
 
     /// The ranked contents.

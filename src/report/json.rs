@@ -20,7 +20,7 @@ use std::io::{self, Write};
 const VERSION: u32 = 1;
 
 /// Writes the object and a newline.
-pub(super) fn write(out: &mut impl Write, contents: &Contents<'_>) -> io::Result<()> {
+pub(crate) fn write(out: &mut impl Write, contents: &Contents<'_>) -> io::Result<()> {
     let mut serializer = serde_json::Serializer::with_formatter(&mut *out, TerminalSafe);
     interval(contents).serialize(&mut serializer)?;
     out.write_all(b"\n")

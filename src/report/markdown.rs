@@ -7,6 +7,15 @@ use std::io::{self, Write};
 
 /// Writes the block of one target.
 pub(super) fn write(out: &mut impl Write, contents: &Contents<'_>) -> io::Result<()> {
+    write_heading(out, contents)?;
+    for section in sections::sections(contents) {
+        write_section(out, &section)?;
+    }
+    Ok(())
+}
+
+/// Writes what stands above the sections: target, window, totals, loss, filter.
+pub(crate) fn write_heading(out: &mut impl Write, contents: &Contents<'_>) -> io::Result<()> {
     let heading = sections::heading(contents);
     let (first, rest) = heading.split_at(heading.len().min(2));
     let first: Vec<String> = first.iter().rev().map(|piece| plain(piece)).collect();
@@ -23,9 +32,6 @@ pub(super) fn write(out: &mut impl Write, contents: &Contents<'_>) -> io::Result
         }
         writeln!(out)?;
     }
-    for section in sections::sections(contents) {
-        write_section(out, &section)?;
-    }
     Ok(())
 }
 
@@ -34,7 +40,13 @@ pub(super) fn write_targets(out: &mut impl Write, all: &[Contents<'_>]) -> io::R
     write_section(out, &sections::targets(all))
 }
 
-fn write_section(out: &mut impl Write, section: &Section<'_>) -> io::Result<()> {
+/// Writes a line of plain text and the blank line behind it.
+pub(crate) fn write_line(out: &mut impl Write, text: &str) -> io::Result<()> {
+    writeln!(out, "{}\n", plain(text))
+}
+
+/// Writes one section and the blank line behind it.
+pub(crate) fn write_section(out: &mut impl Write, section: &Section<'_>) -> io::Result<()> {
     match section {
         Section::Table(table) => write_table(out, table)?,
         Section::List(list) => write_list(out, list)?,

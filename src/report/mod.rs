@@ -5,21 +5,22 @@
 //! writer escapes what it is given (`escape`).
 
 mod condition;
-mod contents;
+pub(crate) mod contents;
 mod csv;
 mod escape;
 mod filter;
 mod findings;
-mod groups;
-mod json;
-mod markdown;
+pub(crate) mod groups;
+pub(crate) mod json;
+pub(crate) mod markdown;
 mod nearest;
 mod options;
 mod privacy;
-mod sections;
+pub(crate) mod sections;
 mod stat;
-mod table;
+pub(crate) mod table;
 pub(crate) mod units;
+pub(crate) mod views;
 
 pub use condition::{Comparison, Condition, Figure};
 pub use escape::{escape, escape_name, shorten, unescape};
@@ -30,6 +31,7 @@ pub(crate) use nearest::nearest;
 pub(crate) use options::choices;
 pub use options::{ClientView, EndpointSeen, Metric, OutputFormat, ReportOptions, SeenElsewhere, SourceSeen};
 pub use privacy::{HashSecret, Privacy, PrivacyMode};
+pub use views::Sort;
 
 use crate::collector::snapshot::Snapshot;
 use contents::Shown;

@@ -73,11 +73,11 @@ pub(crate) enum Cell {
 }
 
 impl Cell {
-    fn key(bytes: &[u8]) -> Cell {
+    pub(super) fn key(bytes: &[u8]) -> Cell {
         Cell::Key { text: escape(bytes), suffix: String::new() }
     }
 
-    fn key_of(row: &KeyRow) -> Cell {
+    pub(super) fn key_of(row: &KeyRow) -> Cell {
         // An ellipsis at the end: the key goes on, but the table held no more of it.
         let suffix = if row.truncated { "…".to_string() } else { String::new() };
         Cell::Key { text: escape(&row.key), suffix }
@@ -96,24 +96,34 @@ impl Cell {
 }
 
 /// A column of a row type: its behaviour and how its cells are made.
-struct Spec<R> {
-    column: Column,
-    cell: fn(&Frame, &R) -> Cell,
+pub(super) struct Spec<R> {
+    pub(super) column: Column,
+    pub(super) cell: fn(&Frame, &R) -> Cell,
 }
 
 /// What cells need to know beside their row.
 #[derive(Clone, Copy)]
-struct Frame {
-    requests: u64,
+pub(super) struct Frame {
+    pub(super) requests: u64,
     misses: u64,
-    length: Duration,
+    pub(super) length: Duration,
 }
 
-const fn name<R>(name: &'static str, cell: fn(&Frame, &R) -> Cell) -> Spec<R> {
+impl Frame {
+    pub(super) fn of(contents: &Contents<'_>) -> Frame {
+        Frame {
+            requests: contents.requests(),
+            misses: contents.snapshot.totals.counters.misses,
+            length: contents.snapshot.length(),
+        }
+    }
+}
+
+pub(super) const fn name<R>(name: &'static str, cell: fn(&Frame, &R) -> Cell) -> Spec<R> {
     Spec { column: Column { name, right: false, priority: 0 }, cell }
 }
 
-const fn figure<R>(name: &'static str, priority: u8, cell: fn(&Frame, &R) -> Cell) -> Spec<R> {
+pub(super) const fn figure<R>(name: &'static str, priority: u8, cell: fn(&Frame, &R) -> Cell) -> Spec<R> {
     Spec { column: Column { name, right: true, priority }, cell }
 }
 
@@ -140,7 +150,7 @@ const fn share<R: Ranked>() -> Spec<R> {
     figure("SHARE", 2, |frame, row| Cell::Figure(percent_text(row.counters().requests(), frame.requests)))
 }
 
-const fn hit_ratio<R: Ranked>() -> Spec<R> {
+pub(super) const fn hit_ratio<R: Ranked>() -> Spec<R> {
     figure("HIT%", 3, |_, row| {
         let counters = row.counters();
         Cell::Figure(units::percent(counters.hits, counters.hits + counters.misses, 1))
@@ -151,7 +161,7 @@ const fn bytes_rate<R: Ranked>() -> Spec<R> {
     figure("OUT/S", 6, |frame, row| Cell::Figure(units::byte_rate(row.counters().bytes_out, frame.length)))
 }
 
-const fn latency<R: Ranked>() -> Spec<R> {
+pub(super) const fn latency<R: Ranked>() -> Spec<R> {
     figure("MEAN/MAX ms", 7, |_, row| {
         let counters = row.counters();
         Cell::Figure(match counters.latency_mean_us() {
@@ -162,7 +172,7 @@ const fn latency<R: Ranked>() -> Spec<R> {
 }
 
 /// Only where rows are ranked by errors, or some row has any, does the column earn its place; it stands in JSON anyhow.
-const fn errors<R: Ranked>() -> Spec<R> {
+pub(super) const fn errors<R: Ranked>() -> Spec<R> {
     figure("ERRORS", 8, |_, row| Cell::Figure(units::count(row.counters().errors)))
 }
 
@@ -176,7 +186,7 @@ const fn top_client() -> Spec<KeyRow> {
     })
 }
 
-fn hot_keys() -> Vec<Spec<KeyRow>> {
+pub(super) fn hot_keys() -> Vec<Spec<KeyRow>> {
     vec![
         name("HOT KEYS", |_, row| Cell::key_of(row)),
         requests(),
@@ -203,7 +213,7 @@ fn missed_keys() -> Vec<Spec<KeyRow>> {
     ]
 }
 
-fn hot_clients() -> Vec<Spec<ClientRow>> {
+pub(super) fn hot_clients() -> Vec<Spec<ClientRow>> {
     vec![
         name("HOT CLIENTS", |_, row| Cell::Figure(client_text(&row.client))),
         requests(),
@@ -232,7 +242,7 @@ fn servers() -> Vec<Spec<ServerRow>> {
     ]
 }
 
-fn tallies(title: &'static str) -> Vec<Spec<Tally>> {
+pub(super) fn tallies(title: &'static str) -> Vec<Spec<Tally>> {
     vec![
         name(title, |_, row| Cell::key(&row.name)),
         requests(),
@@ -248,11 +258,7 @@ fn tallies(title: &'static str) -> Vec<Spec<Tally>> {
 
 /// The sections of a report, in their order; those with nothing to say are left out.
 pub(crate) fn sections<'a>(contents: &'a Contents<'a>) -> Vec<Section<'a>> {
-    let frame = Frame {
-        requests: contents.requests(),
-        misses: contents.snapshot.totals.counters.misses,
-        length: contents.snapshot.length(),
-    };
+    let frame = Frame::of(contents);
     // Shapes that add nothing up would repeat the table of keys.
     let adds_up = contents.shapes.iter().any(|tally| tally.keys > 1);
     let shapes: &[&Tally] = if adds_up { &contents.shapes } else { &[] };
@@ -276,14 +282,20 @@ pub(crate) fn sections<'a>(contents: &'a Contents<'a>) -> Vec<Section<'a>> {
 }
 
 fn table<'a, R: Ranked>(specs: Vec<Spec<R>>, frame: Frame, rows: &'a [&'a R]) -> Section<'a> {
+    Section::Table(ranked_table(specs, frame, rows))
+}
+
+pub(super) fn ranked_table<'a, R: Ranked>(specs: Vec<Spec<R>>, frame: Frame, rows: &'a [&'a R]) -> Table<'a> {
     let has_errors = rows.iter().any(|row| row.counters().errors > 0);
-    let specs: Vec<Spec<R>> =
-        specs.into_iter().filter(|spec| has_errors || spec.column.name != "ERRORS").collect();
-    Section::Table(Table {
+    let specs: Vec<Spec<R>> = specs
+        .into_iter()
+        .filter(|spec| has_errors || spec.column.priority == 0 || spec.column.name != "ERRORS")
+        .collect();
+    Table {
         columns: specs.iter().map(|spec| spec.column).collect(),
         rows: rows.len(),
         row: Box::new(move |index| specs.iter().map(|spec| (spec.cell)(&frame, rows[index])).collect()),
-    })
+    }
 }
 
 fn clients_per_key<'a>(contents: &'a Contents<'a>) -> Section<'a> {
@@ -314,7 +326,7 @@ fn clients_per_key<'a>(contents: &'a Contents<'a>) -> Section<'a> {
     })
 }
 
-fn commands(snapshot: &Snapshot) -> Section<'_> {
+pub(crate) fn commands(snapshot: &Snapshot) -> Section<'_> {
     let seen = Command::ALL.iter().filter(|command| snapshot.totals.commands[command.index()].requests > 0);
     let seen: Vec<Command> = seen.copied().collect();
     Section::List(List {
@@ -340,7 +352,7 @@ fn commands(snapshot: &Snapshot) -> Section<'_> {
     })
 }
 
-fn totals<'a>(contents: &'a Contents<'a>) -> Section<'a> {
+pub(crate) fn totals<'a>(contents: &'a Contents<'a>) -> Section<'a> {
     let snapshot = contents.snapshot;
     let mut rows: Vec<(&'static str, Vec<String>)> = vec![
         ("requests", class_items(contents)),
@@ -469,7 +481,7 @@ fn noted_items(snapshot: &Snapshot) -> Vec<String> {
     noted.map(|(anomaly, count)| format!("{} {}", words(anomaly.name()), units::count(count))).collect()
 }
 
-fn findings<'a>(contents: &'a Contents<'a>) -> Section<'a> {
+pub(crate) fn findings<'a>(contents: &'a Contents<'a>) -> Section<'a> {
     Section::List(List {
         title: "FINDINGS",
         tone: Tone::Warning,
@@ -560,7 +572,7 @@ pub(crate) fn seen_elsewhere(contents: &Contents<'_>) -> Vec<String> {
     lines
 }
 
-fn percent_text(part: u64, whole: u64) -> String {
+pub(super) fn percent_text(part: u64, whole: u64) -> String {
     let percent = units::percent(part, whole, 1);
     if whole == 0 { percent } else { format!("{percent}%") }
 }

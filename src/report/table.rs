@@ -56,9 +56,9 @@ fn words(text: &str) -> Vec<String> {
 }
 
 #[derive(Clone, Copy)]
-struct Screen {
-    width: usize,
-    color: bool,
+pub(crate) struct Screen {
+    pub(crate) width: usize,
+    pub(crate) color: bool,
 }
 
 impl Screen {
@@ -98,7 +98,8 @@ impl Screen {
         self.line(out, &line, style)
     }
 
-    fn section(self, out: &mut impl Write, section: &Section<'_>) -> io::Result<()> {
+    /// Writes a section.
+    pub(crate) fn section(self, out: &mut impl Write, section: &Section<'_>) -> io::Result<()> {
         match section {
             Section::Table(table) => self.table(out, table),
             Section::List(list) => self.list(out, list),
@@ -145,13 +146,14 @@ impl Screen {
 }
 
 /// Which columns are shown, and how wide.
-struct Layout {
+pub(crate) struct Layout {
     /// Width of each column; `None` for those that had to go.
     widths: Vec<Option<usize>>,
 }
 
 impl Layout {
-    fn new(table: &Table<'_>, width: usize) -> Layout {
+    /// For all rows of a table, on a terminal of `width` columns.
+    pub(crate) fn new(table: &Table<'_>, width: usize) -> Layout {
         let mut wanted: Vec<(usize, usize)> =
             table.columns.iter().map(|column| (self::width(column.name), 0)).collect();
         for index in 0..table.rows {
@@ -171,7 +173,8 @@ impl Layout {
         Layout { widths: distribute(&columns, &kept, width) }
     }
 
-    fn line(&self, columns: &[Column], cells: &[Cell]) -> String {
+    /// A row's cells in their columns.
+    pub(crate) fn line(&self, columns: &[Column], cells: &[Cell]) -> String {
         let mut line = String::new();
         for ((column, cell), width) in columns.iter().zip(cells).zip(&self.widths) {
             let Some(width) = *width else { continue };

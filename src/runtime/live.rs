@@ -9,11 +9,13 @@ use crate::config::{CaptureConfig, Config, LoadLadder, OutMode, Snaplen};
 use crate::network::Network;
 use crate::runtime::capture::{Arrival, Capture, CaptureChannels, now};
 use crate::runtime::clock::IntervalClock;
+use crate::runtime::control::Listener;
 use crate::runtime::failure::Failure;
 use crate::runtime::interfaces::InterfaceWatch;
+use crate::runtime::message::WorkerReport;
 use crate::runtime::output;
 use crate::runtime::replay::BUFFERS_PER_WORKER;
-use crate::runtime::reporter::{Reload, ReporterThread};
+use crate::runtime::reporter::{Reload, ReporterThread, Sink};
 use crate::runtime::signals::Requests;
 use crate::runtime::stat::Script;
 use crate::runtime::worker::{WhenLate, Worker, WorkerChannels};
@@ -22,6 +24,7 @@ use crate::runtime::{
     namespace, new_pipeline,
 };
 use crate::sandbox::{self, SandboxOptions};
+use crossbeam_channel::Receiver;
 use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
@@ -29,99 +32,161 @@ use std::thread;
 /// Rings that may be on their way to a worker.
 const ARRIVALS: usize = RINGS_PER_WORKER_MAX;
 
-/// Captures live and reports every interval, until stopped.
+/// Captures live and reports every interval, until stopped; meanwhile screens may attach.
 pub fn run(options: &Options) -> Result<(), Failure> {
-    capture(&load(options)?, options, &[], Script::default())
+    let config = load(options)?;
+    let listener = Listener::open(&config.control, &config.targets)?;
+    capture_beside(&config, options, &[], Script::default(), listener.as_ref())
 }
 
-/// As [`run`], with the configuration in hand; `options` and `presets` are what it was made of, for when it is reloaded.
+/// As [`run`], with the configuration in hand, and without screens; `options` and `presets` are what it was made of, for when it is
+/// reloaded.
 pub(super) fn capture(
     config: &Config,
     options: &Options,
     presets: Presets,
     script: Script,
 ) -> Result<(), Failure> {
-    fault::hide_panic_texts();
-    if let Some(netns) = &config.capture.netns {
-        namespace::enter(netns)?;
-    }
-    let choice = choose_interfaces(config)?;
-    for address in &choice.unrouted {
-        tracing::warn!("no route to target {address}: no interface was chosen for it");
-    }
-    if config.capture.workers > 1 && config.capture.promiscuous {
-        tracing::info!(
-            "packets within tunnels, and fragments, go to workers by their outer addresses: where the two directions of a \
-             connection differ in these, use one worker"
-        );
-    }
-    let rings_by_worker = open_rings(config, &choice.interfaces)?;
-    let requests = Requests::from_signals().map_err(|error| Failure::new(Exit::Failure, error))?;
+    capture_beside(config, options, presets, script, None)
+}
 
-    let workers = rings_by_worker.len();
-    let (report_sender, reports) = crossbeam_channel::bounded(BUFFERS_PER_WORKER * workers);
-    let (departure_sender, departures) = crossbeam_channel::bounded(ARRIVALS * workers);
-    let mut buffer_senders = Vec::with_capacity(workers);
-    let mut arrival_senders = Vec::with_capacity(workers);
-    let mut captures = Vec::with_capacity(workers);
-    let collectors: Vec<Collector> = (0..workers)
-        .map(|_| Collector::new(&collector_options(config, workers)))
-        .collect::<Result<_, _>>()
-        .map_err(|error| Failure::new(Exit::Failure, error))?;
-    describe_tables(config, &collectors);
-    for (index, (rings, collector)) in rings_by_worker.into_iter().zip(collectors).enumerate() {
-        let (buffer_sender, buffers) = crossbeam_channel::bounded(BUFFERS_PER_WORKER);
-        for _ in 0..BUFFERS_PER_WORKER {
-            // The channel has room for exactly these.
-            drop(buffer_sender.send(harvests(config, &collector)));
-        }
-        buffer_senders.push(buffer_sender);
-        let (arrival_sender, arrivals) = crossbeam_channel::bounded(ARRIVALS);
-        for (interface, ring) in choice.interfaces.iter().cloned().zip(rings) {
-            // Not more than the channel has room for; see `open_rings`.
-            drop(arrival_sender.send(Arrival { interface, ring }));
-        }
-        arrival_senders.push(arrival_sender);
-        let worker =
-            worker(config, index, collector, WorkerChannels { reports: report_sender.clone(), buffers });
-        let channels = CaptureChannels { arrivals, departures: departure_sender.clone() };
-        captures.push(Capture::new(worker, config.capture.load_ladder, channels, requests.clone()));
-    }
-    drop((report_sender, departure_sender));
-    let sources = choice.interfaces.iter().map(|interface| interface.name.clone()).collect();
+fn capture_beside(
+    config: &Config,
+    options: &Options,
+    presets: Presets,
+    script: Script,
+    listener: Option<&Listener>,
+) -> Result<(), Failure> {
+    fault::hide_panic_texts();
+    let wire = Wire::open(config)?;
+    let requests = Requests::from_signals().map_err(|error| Failure::new(Exit::Failure, error))?;
     let again = options.clone();
     let reload: Reload = Box::new(move || Ok(load_layers(&again, presets)?.config));
-    let reporter =
-        ReporterThread::new(config, sources, buffer_senders, requests.clone(), Some(reload), script)?;
-    let watch =
-        InterfaceWatch::new(config, &choice.interfaces, arrival_senders, departures, requests.clone())?;
-
+    let sink = Sink::report(config, script)?;
+    let mut session = Session::new(config, wire, requests.clone(), Some(reload), sink)?;
+    session.reporter = session.reporter.with_publisher(listener.map(Listener::publisher));
     give_up_privileges(config, options)?;
-    thread::scope(|scope| {
-        let reporter = {
-            let requests = requests.clone();
-            scope.spawn(move || {
-                let reported = catch_unwind(AssertUnwindSafe(|| reporter.run(&reports)));
-                // Nobody captures for nothing.
-                requests.stop();
-                reported.unwrap_or_else(|_| Err(bug()))
-            })
-        };
-        let watch = scope.spawn(move || watch.run());
-        let captures: Vec<_> =
-            captures.into_iter().map(|capture| scope.spawn(move || capture.run())).collect();
-        let joined = |thread: thread::ScopedJoinHandle<'_, Result<(), Failure>>| {
-            thread.join().unwrap_or_else(|_| Err(bug()))
-        };
-        let captured = captures.into_iter().map(joined).fold(Ok(()), Result::and);
-        // Workers that end by themselves take everybody with them.
-        requests.stop();
-        let reported = joined(reporter);
-        reported.and(captured).and(joined(watch))
+    session.run(|| {
+        if let Some(listener) = listener {
+            listener.serve(&requests);
+        }
+        Ok(())
     })
 }
 
-fn bug() -> Failure {
+/// The open rings.
+pub(super) struct Wire {
+    interfaces: Vec<Interface>,
+    rings_by_worker: Vec<Vec<Ring>>,
+}
+
+impl Wire {
+    /// Goes into the namespace that is wanted, chooses the interfaces and opens rings on them, which takes the privilege.
+    pub(super) fn open(config: &Config) -> Result<Wire, Failure> {
+        if let Some(netns) = &config.capture.netns {
+            namespace::enter(netns)?;
+        }
+        let choice = choose_interfaces(config)?;
+        for address in &choice.unrouted {
+            tracing::warn!("no route to target {address}: no interface was chosen for it");
+        }
+        if config.capture.workers > 1 && config.capture.promiscuous {
+            tracing::info!(
+                "packets within tunnels, and fragments, go to workers by their outer addresses: where the two directions of a \
+                 connection differ in these, use one worker"
+            );
+        }
+        let rings_by_worker = open_rings(config, &choice.interfaces)?;
+        Ok(Wire { interfaces: choice.interfaces, rings_by_worker })
+    }
+}
+
+/// A capture that is ready to run: everything is open and allocated, no thread has started.
+pub(super) struct Session {
+    captures: Vec<Capture>,
+    reporter: ReporterThread,
+    reports: Receiver<WorkerReport>,
+    watch: InterfaceWatch,
+    requests: Requests,
+}
+
+impl Session {
+    pub(super) fn new(
+        config: &Config,
+        wire: Wire,
+        requests: Requests,
+        reload: Option<Reload>,
+        sink: Sink,
+    ) -> Result<Session, Failure> {
+        let Wire { interfaces, rings_by_worker } = wire;
+        let workers = rings_by_worker.len();
+        let (report_sender, reports) = crossbeam_channel::bounded(BUFFERS_PER_WORKER * workers);
+        let (departure_sender, departures) = crossbeam_channel::bounded(ARRIVALS * workers);
+        let mut buffer_senders = Vec::with_capacity(workers);
+        let mut arrival_senders = Vec::with_capacity(workers);
+        let mut captures = Vec::with_capacity(workers);
+        let collectors: Vec<Collector> = (0..workers)
+            .map(|_| Collector::new(&collector_options(config, workers)))
+            .collect::<Result<_, _>>()
+            .map_err(|error| Failure::new(Exit::Failure, error))?;
+        describe_tables(config, &collectors);
+        for (index, (rings, collector)) in rings_by_worker.into_iter().zip(collectors).enumerate() {
+            let (buffer_sender, buffers) = crossbeam_channel::bounded(BUFFERS_PER_WORKER);
+            for _ in 0..BUFFERS_PER_WORKER {
+                // The channel has room for exactly these.
+                drop(buffer_sender.send(harvests(config, &collector)));
+            }
+            buffer_senders.push(buffer_sender);
+            let (arrival_sender, arrivals) = crossbeam_channel::bounded(ARRIVALS);
+            for (interface, ring) in interfaces.iter().cloned().zip(rings) {
+                // Not more than the channel has room for; see `open_rings`.
+                drop(arrival_sender.send(Arrival { interface, ring }));
+            }
+            arrival_senders.push(arrival_sender);
+            let channels = WorkerChannels { reports: report_sender.clone(), buffers };
+            let worker = worker(config, index, collector, channels);
+            let channels = CaptureChannels { arrivals, departures: departure_sender.clone() };
+            captures.push(Capture::new(worker, config.capture.load_ladder, channels, requests.clone()));
+        }
+        let sources = interfaces.iter().map(|interface| interface.name.clone()).collect();
+        let reporter = ReporterThread::new(config, sources, buffer_senders, requests.clone(), reload, sink);
+        let watch = InterfaceWatch::new(config, &interfaces, arrival_senders, departures, requests.clone())?;
+        Ok(Session { captures, reporter, reports, watch, requests })
+    }
+
+    /// Captures until stopped, with `beside` at the same time on this thread.
+    pub(super) fn run(self, beside: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
+        let Session { captures, reporter, reports, watch, requests } = self;
+        thread::scope(|scope| {
+            let reporter = {
+                let requests = requests.clone();
+                scope.spawn(move || {
+                    let reported = catch_unwind(AssertUnwindSafe(|| reporter.run(&reports)));
+                    // Nobody captures for nothing.
+                    requests.stop();
+                    reported.unwrap_or_else(|_| Err(bug()))
+                })
+            };
+            let watch = scope.spawn(move || watch.run());
+            let captures: Vec<_> =
+                captures.into_iter().map(|capture| scope.spawn(move || capture.run())).collect();
+            let joined = |thread: thread::ScopedJoinHandle<'_, Result<(), Failure>>| {
+                thread.join().unwrap_or_else(|_| Err(bug()))
+            };
+            let shown = catch_unwind(AssertUnwindSafe(beside)).unwrap_or_else(|_| {
+                requests.stop();
+                Err(bug())
+            });
+            let captured = captures.into_iter().map(joined).fold(Ok(()), Result::and);
+            // Workers that end by themselves take everybody with them.
+            requests.stop();
+            let reported = joined(reporter);
+            shown.and(reported).and(captured).and(joined(watch))
+        })
+    }
+}
+
+pub(super) fn bug() -> Failure {
     Failure::new(Exit::Failure, "a thread failed; please report this as a bug")
 }
 

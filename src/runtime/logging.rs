@@ -1,5 +1,8 @@
 //! What the program says: events by `tracing`, as text or JSON on stderr, or to systemd's journal. stdout is data.
 //!
+//! While the live screen has the terminal, lines wait in a [`ScreenLog`]: the screen shows the newest, and all that were kept
+//! are written to stderr when the terminal is given back.
+//!
 //! Each place in the code that speaks is a cause, and speaks a limited number of times in a while; what is left out is counted
 //! and said. No event names a key: those that could are in reports, which privacy governs.
 
@@ -7,13 +10,13 @@ use crate::cli::Exit;
 use crate::config::{LogConfig, LogFormat, LogLevel};
 use crate::runtime::failure::Failure;
 use crate::runtime::progress;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::callsite::Identifier;
 use tracing::level_filters::LevelFilter;
@@ -30,6 +33,18 @@ const JOURNAL_SOCKET: &str = "/run/systemd/journal/socket";
 
 /// Starts logging. A second start in one process is ignored.
 pub(super) fn start(config: &LogConfig) -> Result<(), Failure> {
+    start_at(config, None)
+}
+
+/// Starts logging for a program that draws on the terminal: there where lines would go to that terminal, too.
+pub(super) fn start_beside_screen(config: &LogConfig) -> Result<ScreenLog, Failure> {
+    let log = ScreenLog::default();
+    let in_the_way = config.format != LogFormat::Journald && io::stderr().is_terminal();
+    start_at(config, in_the_way.then(|| log.clone()))?;
+    Ok(log)
+}
+
+fn start_at(config: &LogConfig, screen: Option<ScreenLog>) -> Result<(), Failure> {
     let level = match config.level {
         LogLevel::Error => LevelFilter::ERROR,
         LogLevel::Warn => LevelFilter::WARN,
@@ -37,19 +52,24 @@ pub(super) fn start(config: &LogConfig) -> Result<(), Failure> {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    let place = match config.format {
-        LogFormat::Text | LogFormat::Json => Place::Stderr,
-        LogFormat::Journald => Place::Journal(Journal::open(Path::new(JOURNAL_SOCKET)).map_err(|error| {
-            let message =
-                format!("cannot reach systemd's journal at {JOURNAL_SOCKET}: {error}; use --log-format text");
-            Failure::new(Exit::Failure, message)
-        })?),
+    let colored = screen.is_none();
+    let place = match (screen, config.format) {
+        (Some(screen), _) => Place::Screen(screen),
+        (None, LogFormat::Text | LogFormat::Json) => Place::Stderr,
+        (None, LogFormat::Journald) => {
+            Place::Journal(Journal::open(Path::new(JOURNAL_SOCKET)).map_err(|error| {
+                let message = format!(
+                    "cannot reach systemd's journal at {JOURNAL_SOCKET}: {error}; use --log-format text"
+                );
+                Failure::new(Exit::Failure, message)
+            })?)
+        }
     };
     let log = Log { format: config.format, place, limiter: Mutex::default() };
     let builder = tracing_subscriber::fmt().with_max_level(level).with_target(false).with_writer(log);
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let started = match config.format {
-        LogFormat::Text => builder.with_ansi(io::stderr().is_terminal() && !no_color).try_init(),
+        LogFormat::Text => builder.with_ansi(colored && io::stderr().is_terminal() && !no_color).try_init(),
         LogFormat::Json => builder.json().try_init(),
         // The journal notes time and level itself.
         LogFormat::Journald => builder.with_ansi(false).without_time().with_level(false).try_init(),
@@ -69,6 +89,7 @@ struct Log {
 enum Place {
     Stderr,
     Journal(Journal),
+    Screen(ScreenLog),
 }
 
 impl<'a> MakeWriter<'a> for Log {
@@ -120,6 +141,10 @@ impl Log {
         match &self.place {
             Place::Stderr => progress::undisturbed(|| io::stderr().write_all(text)),
             Place::Journal(journal) => journal.send(level, text),
+            Place::Screen(screen) => {
+                screen.keep(text);
+                Ok(())
+            }
         }
     }
 
@@ -133,6 +158,61 @@ impl Log {
             LogFormat::Text | LogFormat::Journald => format!("({message})\n"),
         };
         self.write(level, text.as_bytes())
+    }
+}
+
+/// Lines that are kept.
+const LINES_KEPT: usize = 100;
+
+/// Longest line that is kept whole.
+const LINE_BYTES_KEPT: usize = 1000;
+
+/// The newest lines of the log. All clones are one.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ScreenLog(Arc<Mutex<KeptLines>>);
+
+#[derive(Debug, Default)]
+struct KeptLines {
+    kept: VecDeque<String>,
+    forgotten: u64,
+    /// The newest has not been shown.
+    is_new: bool,
+}
+
+impl ScreenLog {
+    /// The newest line, when it has not been asked for before.
+    pub(super) fn take_newest(&self) -> Option<String> {
+        let mut lines = self.lines();
+        if std::mem::take(&mut lines.is_new) { lines.kept.back().cloned() } else { None }
+    }
+
+    /// Takes a line.
+    fn keep(&self, text: &[u8]) {
+        let text = String::from_utf8_lossy(&text[..text.len().min(LINE_BYTES_KEPT)]);
+        let mut lines = self.lines();
+        if lines.kept.len() == LINES_KEPT {
+            lines.kept.pop_front();
+            lines.forgotten += 1;
+        }
+        lines.kept.push_back(text.trim().to_string());
+        lines.is_new = true;
+    }
+
+    /// Writes out what was kept.
+    pub(super) fn write_to(&self, out: &mut impl Write) -> io::Result<()> {
+        let mut lines = self.lines();
+        if lines.forgotten > 0 {
+            writeln!(out, "({} earlier lines of the log were not kept)", lines.forgotten)?;
+        }
+        for line in lines.kept.drain(..) {
+            writeln!(out, "{line}")?;
+        }
+        Ok(())
+    }
+
+    fn lines(&self) -> MutexGuard<'_, KeptLines> {
+        // Lines are whole whoever panicked meanwhile.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -224,6 +304,21 @@ mod tests {
             DefaultCallsite::new(&METADATA)
         };
         CALLSITE.metadata().callsite()
+    }
+
+    #[test]
+    fn the_log_beside_a_screen_is_bounded_and_says_what_it_forgot() {
+        let log = ScreenLog::default();
+        for number in 0..LINES_KEPT + 2 {
+            log.keep(format!("line {number}\n").as_bytes());
+        }
+        assert_eq!(log.take_newest(), Some("line 101".to_string()));
+        assert_eq!(log.take_newest(), None);
+        let mut out = Vec::new();
+        log.write_to(&mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.starts_with("(2 earlier lines of the log were not kept)\nline 2\n"), "{text}");
+        assert_eq!(text.lines().count(), LINES_KEPT + 1);
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! Threads, channels, clock, signals, stopping: the one place that sees them, and that turns configuration into limits.
 //!
 //! `run` and `replay` differ in where packets come from; the worker, the reporter thread and everything between are the same.
+//! `top` is either of them with a screen in the place of the output, or a screen that a running `run` feeds.
 
 mod capture;
 mod clock;
 mod configuration;
+mod control;
 mod doctor;
 mod failure;
 mod fault;
@@ -20,6 +22,9 @@ mod replay;
 mod reporter;
 mod signals;
 mod stat;
+mod target;
+mod top;
+mod wire;
 mod worker;
 
 pub use clock::{Interval, IntervalClock, IntervalLength};
@@ -30,6 +35,8 @@ pub use generate::{print_completions, print_man};
 pub use live::run;
 pub use replay::replay;
 pub use stat::{report, stat};
+pub use target::target;
+pub use top::top;
 
 use crate::cli::Options;
 use crate::collector::{Capacity, Collector, CollectorOptions, Harvest, TargetOptions};

@@ -9,7 +9,7 @@ use crate::runtime::clock::IntervalClock;
 use crate::runtime::failure::Failure;
 use crate::runtime::message::CaptureFigures;
 use crate::runtime::progress::ProgressLine;
-use crate::runtime::reporter::ReporterThread;
+use crate::runtime::reporter::{ReporterThread, Sink};
 use crate::runtime::signals::Requests;
 use crate::runtime::stat::Script;
 use crate::runtime::worker::{WhenLate, Worker, WorkerChannels};
@@ -18,6 +18,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -49,38 +50,74 @@ pub fn replay(arguments: &ReplayArgs) -> Result<(), Failure> {
 /// As [`replay`], with the configuration in hand.
 pub(super) fn read(config: &Config, files: &[PathBuf], pace: Pace, script: Script) -> Result<(), Failure> {
     let requests = Requests::from_signals().map_err(|error| Failure::new(Exit::Failure, error))?;
-    let opened = files.iter().map(|file| open(file, &requests)).collect::<Result<Vec<_>, _>>();
-    let recordings = match opened {
-        Ok(recordings) => Recordings::new(recordings),
-        // Whoever stops a recorder that has not written anything wants no message about it.
-        Err(_) if requests.was_interrupted() => return Ok(()),
-        Err(error) => return Err(Failure::new(Exit::Failure, error)),
-    };
-    let collector =
-        Collector::new(&collector_options(config, 1)).map_err(|error| Failure::new(Exit::Failure, error))?;
-    let clock = IntervalClock::new(interval_length(config));
+    let Some(replay) = Replay::open(config, files, pace, requests)? else { return Ok(()) };
+    replay.run(Sink::report(config, script)?, || Ok(()))
+}
 
-    let (report_sender, reports) = crossbeam_channel::bounded(BUFFERS_PER_WORKER);
-    let (buffer_sender, buffers) = crossbeam_channel::bounded(BUFFERS_PER_WORKER);
-    for _ in 0..BUFFERS_PER_WORKER {
-        // The channel has room for exactly these.
-        drop(buffer_sender.send(harvests(config, &collector)));
+/// Recordings with the machine that reads them.
+pub(super) struct Replay<'a> {
+    config: &'a Config,
+    recordings: Recordings,
+    sources: Vec<String>,
+    pace: Pace,
+    collector: Collector,
+    requests: Requests,
+}
+
+impl<'a> Replay<'a> {
+    /// Opens the recordings; nothing when the operator did not wait for one to begin.
+    pub(super) fn open(
+        config: &'a Config,
+        files: &[PathBuf],
+        pace: Pace,
+        requests: Requests,
+    ) -> Result<Option<Replay<'a>>, Failure> {
+        let opened = files.iter().map(|file| open(file, &requests)).collect::<Result<Vec<_>, _>>();
+        let recordings = match opened {
+            Ok(recordings) => Recordings::new(recordings),
+            // Whoever stops a recorder that has not written anything wants no message about it.
+            Err(_) if requests.was_interrupted() => return Ok(None),
+            Err(error) => return Err(Failure::new(Exit::Failure, error)),
+        };
+        let collector = Collector::new(&collector_options(config, 1))
+            .map_err(|error| Failure::new(Exit::Failure, error))?;
+        let sources = files.iter().map(|file| file.display().to_string()).collect();
+        Ok(Some(Replay { config, recordings, sources, pace, collector, requests }))
     }
-    let sources = files.iter().map(|file| file.display().to_string()).collect();
-    let reporter = ReporterThread::new(config, sources, vec![buffer_sender], requests.clone(), None, script)?;
-    let channels = WorkerChannels { reports: report_sender, buffers };
-    let worker = Worker::new(0, new_pipeline(config), collector, clock, WhenLate::Wait, channels);
-    let pacer = (pace == Pace::Recorded).then(Pacer::default);
-    let reading = Reading { worker, recordings, requests, pacer, line: ProgressLine::new(true) };
 
-    thread::scope(|scope| {
-        let reporter = scope.spawn(move || reporter.run(&reports));
-        let read = reading.run();
-        let reported = reporter.join().unwrap_or_else(|_| {
-            Err(Failure::new(Exit::Failure, "the reporter thread failed; please report this as a bug"))
-        });
-        reported.and(read)
-    })
+    /// Reads to the end, with `beside` at the same time on this thread.
+    pub(super) fn run(self, sink: Sink, beside: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
+        let Replay { config, recordings, sources, pace, collector, requests } = self;
+        let clock = IntervalClock::new(interval_length(config));
+        let (report_sender, reports) = crossbeam_channel::bounded(BUFFERS_PER_WORKER);
+        let (buffer_sender, buffers) = crossbeam_channel::bounded(BUFFERS_PER_WORKER);
+        for _ in 0..BUFFERS_PER_WORKER {
+            // The channel has room for exactly these.
+            drop(buffer_sender.send(harvests(config, &collector)));
+        }
+        // A screen has the terminal to itself.
+        let line = ProgressLine::new(matches!(sink, Sink::Report(_)));
+        let reporter =
+            ReporterThread::new(config, sources, vec![buffer_sender], requests.clone(), None, sink);
+        let channels = WorkerChannels { reports: report_sender, buffers };
+        let worker = Worker::new(0, new_pipeline(config), collector, clock, WhenLate::Wait, channels);
+        let pacer = (pace == Pace::Recorded).then(Pacer::default);
+        let stopping = requests.clone();
+        let reading = Reading { worker, recordings, requests, pacer, line };
+        let bug =
+            |thread| Failure::new(Exit::Failure, format!("the {thread} failed; please report this as a bug"));
+        thread::scope(|scope| {
+            let reporter = scope.spawn(move || reporter.run(&reports));
+            let reader = scope.spawn(move || reading.run());
+            let shown = catch_unwind(AssertUnwindSafe(beside)).unwrap_or_else(|_| {
+                stopping.stop();
+                Err(bug("thread of the screen"))
+            });
+            let read = reader.join().unwrap_or_else(|_| Err(bug("thread that reads")));
+            let reported = reporter.join().unwrap_or_else(|_| Err(bug("reporter thread")));
+            shown.and(reported).and(read)
+        })
+    }
 }
 
 /// Opens a recording; what may keep us waiting for bytes (standard input, pipes) is read so that a signal is heard.

@@ -7,11 +7,13 @@ use crate::collector::{Harvest, merge};
 use crate::config::{Config, ConfigError, OutMode, Over, TargetConfig};
 use crate::report::{Condition, EndpointSeen, Filter, Reporter, SeenElsewhere, SourceSeen};
 use crate::runtime::clock::Interval;
+use crate::runtime::control::Publisher;
 use crate::runtime::failure::Failure;
 use crate::runtime::message::{CaptureFigures, WorkerReport};
 use crate::runtime::output::{self, Output, OutputEnd};
 use crate::runtime::signals::Requests;
 use crate::runtime::stat::Script;
+use crate::top::Frame;
 use crossbeam_channel::{Receiver, Sender};
 use dashmap::DashMap;
 use std::collections::BTreeMap;
@@ -28,13 +30,9 @@ pub(super) struct ReporterThread {
     sources: Vec<String>,
     windows: Vec<Window>,
     over: Over,
-    reporter: Reporter,
-    output: Output,
-    /// Where `output` writes, and how.
-    out: (Option<PathBuf>, OutMode),
-    script: Script,
-    /// Conditions of the script that held.
-    held: Held,
+    sink: Sink,
+    /// To those who watch over the control socket.
+    publisher: Option<Publisher>,
     newest: Newest,
     /// Where merged buffers go back to, by worker.
     buffers: Vec<Sender<Vec<Harvest>>>,
@@ -51,6 +49,88 @@ pub(super) struct ReporterThread {
 /// Reads file, environment and flags again.
 pub(super) type Reload = Box<dyn Fn() -> Result<Config, ConfigError> + Send>;
 
+/// Where a closed interval goes.
+pub(super) enum Sink {
+    /// Out, in the form that the configuration asks for.
+    Report(Box<Report>),
+    /// To the live screen. A screen that is busy makes the reporter wait.
+    Screen(Sender<Frame>),
+}
+
+/// Reports on their way out.
+pub(super) struct Report {
+    reporter: Reporter,
+    output: Output,
+    /// Where `output` writes, and how.
+    out: (Option<PathBuf>, OutMode),
+    script: Script,
+    /// Conditions of the script that held.
+    held: Held,
+}
+
+impl Sink {
+    /// Opens the output that the configuration names.
+    pub(super) fn report(config: &Config, script: Script) -> Result<Sink, Failure> {
+        let out = config.report.out.as_deref();
+        let mut reporter = Reporter::new(report_options(config));
+        // Before it is opened, which creates it.
+        reporter.begin_output(!out.is_some_and(output::has_content));
+        let output = Output::open(out, config.report.out_mode).map_err(|error| {
+            let path = out.unwrap_or_else(|| "standard output".as_ref());
+            Failure::new(Exit::OutputFailed, format!("cannot open {}: {error}", path.display()))
+        })?;
+        let out = (config.report.out.clone(), config.report.out_mode);
+        Ok(Sink::Report(Box::new(Report { reporter, output, out, script, held: Held::default() })))
+    }
+
+    fn write(&mut self, snapshots: Vec<Snapshot>, seen: SeenElsewhere) -> Result<(), OutputEnd> {
+        match self {
+            Sink::Report(report) => report.write(&snapshots, seen),
+            // A screen that was left is a reader that has gone.
+            Sink::Screen(screen) => screen.send(Frame { snapshots, seen }).map_err(|_| OutputEnd::ClosedPipe),
+        }
+    }
+
+    /// A failure of its own code when a condition of a script held.
+    fn verdict(&self) -> Result<(), Failure> {
+        match self {
+            Sink::Report(report) => report.held.verdict(),
+            Sink::Screen(_) => Ok(()),
+        }
+    }
+
+    fn cannot_write(&self, error: &io::Error) -> Failure {
+        let out = match self {
+            Sink::Report(report) => report.out.0.as_deref(),
+            Sink::Screen(_) => None,
+        };
+        let path = out.unwrap_or_else(|| "standard output".as_ref());
+        Failure::new(Exit::OutputFailed, format!("cannot write the report to {}: {error}", path.display()))
+    }
+}
+
+impl Report {
+    fn write(&mut self, snapshots: &[Snapshot], seen: SeenElsewhere) -> Result<(), OutputEnd> {
+        let options = self.reporter.options_mut();
+        options.seen_elsewhere = Some(seen);
+        options.width = width(self.out.0.as_deref());
+        if self.output.begins_anew() {
+            self.reporter.begin_output(true);
+        }
+        self.held.check(&self.script.conditions, snapshots, self.reporter.options().filter.as_ref());
+        let reporter = &mut self.reporter;
+        self.output.write(|mut out| reporter.write_interval(&mut out, snapshots))
+    }
+
+    /// Takes over the report settings of a configuration that was changed.
+    fn take_over(&mut self, config: &Config) {
+        if (&config.report.out, config.report.out_mode) != (&self.out.0, self.out.1) {
+            tracing::warn!("reload: the output has changed; it is taken over at the next start");
+        }
+        *self.reporter.options_mut() = report_options(config);
+    }
+}
+
 struct OpenInterval {
     interval: Interval,
     reports: Vec<WorkerReport>,
@@ -63,26 +143,15 @@ impl ReporterThread {
         buffers: Vec<Sender<Vec<Harvest>>>,
         requests: Requests,
         reload: Option<Reload>,
-        script: Script,
-    ) -> Result<ReporterThread, Failure> {
-        let out = config.report.out.as_deref();
-        let mut reporter = Reporter::new(report_options(config));
-        // Before it is opened, which creates it.
-        reporter.begin_output(!out.is_some_and(output::has_content));
-        let output = Output::open(out, config.report.out_mode).map_err(|error| {
-            let path = out.unwrap_or_else(|| "standard output".as_ref());
-            Failure::new(Exit::OutputFailed, format!("cannot open {}: {error}", path.display()))
-        })?;
-        Ok(ReporterThread {
+        sink: Sink,
+    ) -> ReporterThread {
+        ReporterThread {
             windows: config.targets.iter().map(|_| Window::new(config.report.over.window())).collect(),
             targets: config.targets.clone(),
             sources,
             over: config.report.over,
-            reporter,
-            output,
-            out: (config.report.out.clone(), config.report.out_mode),
-            script,
-            held: Held::default(),
+            sink,
+            publisher: None,
             newest: Newest::default(),
             buffers,
             open: BTreeMap::new(),
@@ -91,7 +160,12 @@ impl ReporterThread {
             intervals_max: config.report.intervals,
             requests,
             reload,
-        })
+        }
+    }
+
+    /// Hands every interval to this end of the control socket, too.
+    pub(super) fn with_publisher(self, publisher: Option<Publisher>) -> ReporterThread {
+        ReporterThread { publisher, ..self }
     }
 
     /// Runs until every worker has sent its last report, or the output has ended.
@@ -103,11 +177,11 @@ impl ReporterThread {
                 Ok(()) => {}
                 Err(OutputEnd::ClosedPipe) => {
                     self.requests.stop();
-                    return self.held.verdict();
+                    return self.sink.verdict();
                 }
                 Err(OutputEnd::Failed(error)) => {
                     self.requests.stop();
-                    return Err(self.cannot_write(&error));
+                    return Err(self.sink.cannot_write(&error));
                 }
             }
         }
@@ -115,15 +189,10 @@ impl ReporterThread {
         let rest: Vec<OpenInterval> = std::mem::take(&mut self.open).into_values().collect();
         for open in rest {
             if let Err(OutputEnd::Failed(error)) = self.report(open) {
-                return Err(self.cannot_write(&error));
+                return Err(self.sink.cannot_write(&error));
             }
         }
-        self.held.verdict()
-    }
-
-    fn cannot_write(&self, error: &io::Error) -> Failure {
-        let path = self.out.0.as_deref().unwrap_or_else(|| "standard output".as_ref());
-        Failure::new(Exit::OutputFailed, format!("cannot write the report to {}: {error}", path.display()))
+        self.sink.verdict()
     }
 
     /// Takes over the report settings of a configuration that was changed; keeps the old ones when it is wrong.
@@ -134,10 +203,9 @@ impl ReporterThread {
                 if config.targets != self.targets {
                     tracing::warn!("reload: the targets have changed; they are taken over at the next start");
                 }
-                if (&config.report.out, config.report.out_mode) != (&self.out.0, self.out.1) {
-                    tracing::warn!("reload: the output has changed; it is taken over at the next start");
+                if let Sink::Report(report) = &mut self.sink {
+                    report.take_over(&config);
                 }
-                *self.reporter.options_mut() = report_options(&config);
                 tracing::info!("reload: report settings, key groups and privacy taken over");
             }
             Err(error) => {
@@ -187,11 +255,20 @@ impl ReporterThread {
                 self.snapshot(index, &harvests, interval, &capture)
             })
             .collect();
+        let seen = seen_elsewhere(&self.sources, &capture);
+        if let (Some(publisher), Sink::Report(report)) = (&self.publisher, &self.sink) {
+            publisher.publish(&snapshots, &seen, &report.reporter.options().privacy);
+        }
+        let snapshots = self.through_windows(snapshots);
         for report in reports {
             // A worker that has ended does not take its buffer back.
             drop(self.buffers[report.worker].send(report.harvests));
         }
-        self.write(&snapshots, &capture)?;
+        // Elsewhere the signal means something else, and somebody else looks for it.
+        if self.reload.is_some() && self.requests.take_reload() {
+            self.reload();
+        }
+        self.sink.write(snapshots, seen)?;
         self.intervals += 1;
         if self.intervals_max > 0 && self.intervals >= self.intervals_max {
             self.requests.stop();
@@ -201,7 +278,8 @@ impl ReporterThread {
 
     /// A script asked for whole intervals, and this is the one that had begun before us. What is captured in it is in no report.
     fn leaves_out(&mut self, interval: Interval, reports: &[WorkerReport]) -> bool {
-        let is_first = std::mem::take(&mut self.script.whole_intervals);
+        let Sink::Report(report) = &mut self.sink else { return false };
+        let is_first = std::mem::take(&mut report.script.whole_intervals);
         let is_last = reports.iter().any(|report| report.last);
         is_first && interval.partial && !is_last
     }
@@ -223,25 +301,19 @@ impl ReporterThread {
         snapshot.loss.worker_lost = capture.worker_lost;
         snapshot.health = capture.health;
         self.newest.insert(target.name.clone(), Arc::new(snapshot.clone()));
-        match self.over {
-            Over::Interval => snapshot,
-            _ => self.windows[index].fold(snapshot),
-        }
+        snapshot
     }
 
-    fn write(&mut self, snapshots: &[Snapshot], capture: &CaptureFigures) -> Result<(), OutputEnd> {
-        if self.requests.take_reload() {
-            self.reload();
+    fn through_windows(&mut self, snapshots: Vec<Snapshot>) -> Vec<Snapshot> {
+        match self.over {
+            Over::Interval => snapshots,
+            _ => self
+                .windows
+                .iter_mut()
+                .zip(snapshots)
+                .map(|(window, snapshot)| window.fold(snapshot))
+                .collect(),
         }
-        let options = self.reporter.options_mut();
-        options.seen_elsewhere = Some(seen_elsewhere(&self.sources, capture));
-        options.width = width(self.out.0.as_deref());
-        if self.output.begins_anew() {
-            self.reporter.begin_output(true);
-        }
-        self.held.check(&self.script.conditions, snapshots, self.reporter.options().filter.as_ref());
-        let reporter = &mut self.reporter;
-        self.output.write(|mut out| reporter.write_interval(&mut out, snapshots))
     }
 }
 
@@ -281,7 +353,7 @@ impl Held {
     }
 }
 
-fn report_options(config: &Config) -> crate::report::ReportOptions {
+pub(super) fn report_options(config: &Config) -> crate::report::ReportOptions {
     let is_terminal = output::is_terminal(config.report.out.as_deref());
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     crate::report::ReportOptions {
