@@ -235,11 +235,10 @@ impl ReporterThread {
     }
 
     fn report(&mut self, open: OpenInterval) -> Result<(), OutputEnd> {
-        if self.intervals_max > 0 && self.intervals >= self.intervals_max {
-            return Ok(());
-        }
         let OpenInterval { interval, reports } = open;
-        if self.leaves_out(interval, &reports) {
+        let has_said_all = self.intervals_max > 0 && self.intervals >= self.intervals_max;
+        // The buffers go back all the same: a worker that has not heard of the end yet may wait for one.
+        if has_said_all || self.leaves_out(interval, &reports) {
             for report in reports {
                 drop(self.buffers[report.worker].send(report.harvests));
             }
