@@ -186,29 +186,49 @@ fn head(path: &Path, to: &Path, packets: u64) {
     fs::write(to, &bytes[..at]).unwrap();
 }
 
+/// Leaves out who asked for which key: these tables may be full, and what is left out then hangs on a seed of the process.
+fn without_pairs(report: &mut Value) {
+    report["bounds"]["pair"] = 0.into();
+    report["loss"]["evictions"] = 0.into();
+    report["findings"].as_array_mut().unwrap().retain(|finding| finding["id"] != "evictions");
+    for (rows, field) in [("hot_keys", "clients"), ("missed_keys", "clients"), ("hot_clients", "top_key")] {
+        for row in report[rows].as_array_mut().unwrap() {
+            row.as_object_mut().unwrap().remove(field);
+            row.as_object_mut().unwrap().remove("top_key_requests");
+        }
+    }
+}
+
 #[test]
 fn an_interrupted_replay_reports_exactly_what_it_read() {
     let folder = tempfile::tempdir().unwrap();
     let (long, part) = (folder.path().join("long.pcap"), folder.path().join("part.pcap"));
-    let packets = write_long(&long, &frames(), packets_wanted());
-    let mut command = replay(&long, &[]);
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // The handlers are there before the tables, and the tables before the packets.
-    thread::sleep(Duration::from_millis(200));
-    interrupt(&child, "-INT");
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    let read =
-        said.split("stopped after ").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok());
-    let read = read.unwrap_or_else(|| panic!("{said}"));
-    assert!(read > 0 && read < packets, "{read} of {packets} packets were read: too fast to be interrupted");
+    let packets = write_long(&long, &frames(), 2 * packets_wanted());
+    // The handlers are there before the tables, and the tables before the packets; how long either takes hangs on the machine.
+    let interrupted = [200, 150, 100, 70, 300, 500, 800].into_iter().find_map(|delay| {
+        let mut command = replay(&long, &[]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        thread::sleep(Duration::from_millis(delay));
+        // Whoever has ended already cannot be interrupted.
+        let _ = Command::new("kill").args(["-INT", &child.id().to_string()]).stderr(Stdio::null()).status();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let read: u64 = said.split("stopped after ").nth(1)?.split(' ').next()?.parse().ok()?;
+        (read > 0 && read < packets).then_some((output, read))
+    });
+    let (output, read) = interrupted.expect("no delay met the time when packets are read");
     let mut report = report_of(&output);
     assert_eq!(report["partial"], true);
     head(&long, &part, read);
-    let expected = report_of(&succeed(&mut replay(&part, &[])));
+    let mut expected = report_of(&succeed(&mut replay(&part, &[])));
     report.as_object_mut().unwrap().remove("partial");
-    assert_eq!(report, expected);
+    for report in [&mut report, &mut expected] {
+        without_pairs(report);
+    }
+    for (field, value) in expected.as_object().unwrap() {
+        assert_eq!(&report[field], value, "{field}");
+    }
 }
 
 #[test]
