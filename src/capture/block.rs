@@ -124,12 +124,12 @@ impl<'a> Packets<'a> {
 
     /// When the next packet came; nothing when the walk is over, or cannot go on.
     pub fn next_timestamp(&self) -> Option<Timestamp> {
-        if self.place.packets_left == 0 {
-            return None;
-        }
-        let start = self.place.next.checked_sub(BLOCK_PREFIX_BYTES)?;
-        let header: &[u8; PACKET_HEADER_BYTES] = self.bytes.get(start..)?.first_chunk()?;
-        Some(Timestamp::from_parts(u32_at(header, 4).into(), u32_at(header, 8)))
+        if self.is_over() { None } else { self.read().map(|(captured, _)| captured.packet.timestamp) }
+    }
+
+    /// Whether there is nothing more to come.
+    pub fn is_over(&self) -> bool {
+        self.place.packets_left == 0
     }
 
     /// Whether the walk ended before its time, because a length or an offset contradicts the block.
@@ -176,12 +176,11 @@ impl<'a> Packets<'a> {
     }
 }
 
-impl<'a> Iterator for Packets<'a> {
-    type Item = Captured<'a>;
-
+impl<'a> Packets<'a> {
+    /// The next packet, if it came until then.
     #[inline]
-    fn next(&mut self) -> Option<Captured<'a>> {
-        if self.place.packets_left == 0 {
+    pub fn next_until(&mut self, last: Timestamp) -> Option<Captured<'a>> {
+        if self.is_over() {
             return None;
         }
         let Some((captured, distance)) = self.read() else {
@@ -189,6 +188,9 @@ impl<'a> Iterator for Packets<'a> {
             self.is_damaged = true;
             return None;
         };
+        if captured.packet.timestamp > last {
+            return None;
+        }
         self.place.packets_left -= 1;
         // The last packet's distance is 0. Anywhere else it would walk in a circle.
         if self.place.packets_left > 0 && distance < PACKET_HEADER_BYTES {
@@ -197,6 +199,15 @@ impl<'a> Iterator for Packets<'a> {
         }
         self.place.next = self.place.next.saturating_add(distance);
         Some(captured)
+    }
+}
+
+impl<'a> Iterator for Packets<'a> {
+    type Item = Captured<'a>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Captured<'a>> {
+        self.next_until(Timestamp::MAX)
     }
 }
 

@@ -569,17 +569,15 @@ impl Block<'_> {
             Some(place) => Packets::resume(bytes, place),
             None => Packets::new(bytes),
         };
-        while packets.next_timestamp().is_some_and(|timestamp| timestamp <= last) {
-            let Some(captured) = packets.next() else { break };
+        while let Some(captured) = packets.next_until(last) {
             emit(captured);
         }
-        if packets.next_timestamp().is_some() {
+        if !packets.is_over() {
             self.ring.unread = Some(packets.place());
             self.is_kept = true;
             return;
         }
-        // Whoever is damaged where the next packet should be has not noticed yet.
-        let is_damaged = packets.next().is_some() || packets.is_damaged();
+        let is_damaged = packets.is_damaged();
         let header = BlockHeader::read(bytes);
         self.ring.note_block(header, is_damaged);
     }
