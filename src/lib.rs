@@ -69,6 +69,7 @@
 
 pub mod anomaly;
 pub mod capture;
+mod choices;
 pub mod cli;
 pub mod collector;
 pub mod config;

@@ -15,6 +15,7 @@ mod calls;
 mod paths;
 mod user;
 
+use crate::choices::choices;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -25,36 +26,22 @@ use rustix::thread;
 
 use user::User;
 
-/// What to do where the kernel cannot do its part.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum SandboxMode {
-    /// All of it, or an error.
-    Strict,
-    /// What the kernel offers; what is missing becomes a warning.
-    #[default]
-    BestEffort,
-    /// No sandbox. The user is changed all the same, if one is named.
-    Off,
+choices! {
+    /// What to do where the kernel cannot do its part.
+    SandboxMode {
+        /// All of it, or an error.
+        Strict = "strict",
+        /// What the kernel offers; what is missing becomes a warning.
+        BestEffort = "best-effort",
+        /// No sandbox. The user is changed all the same, if one is named.
+        Off = "off",
+    }
 }
 
-impl SandboxMode {
-    /// Names, as the operator writes them.
-    pub const NAMES: [&'static str; 3] = ["strict", "best-effort", "off"];
-
-    /// The one of that name.
-    pub fn from_name(name: &str) -> Option<SandboxMode> {
-        [SandboxMode::Strict, SandboxMode::BestEffort, SandboxMode::Off]
-            .into_iter()
-            .find(|mode| mode.name() == name)
-    }
-
-    /// As the operator writes it.
-    pub fn name(self) -> &'static str {
-        match self {
-            SandboxMode::Strict => "strict",
-            SandboxMode::BestEffort => "best-effort",
-            SandboxMode::Off => "off",
-        }
+#[expect(clippy::derivable_impls, reason = "the macro has the derives, and knows no default")]
+impl Default for SandboxMode {
+    fn default() -> SandboxMode {
+        SandboxMode::BestEffort
     }
 }
 
@@ -307,7 +294,7 @@ mod tests {
 
     #[test]
     fn modes_have_names() {
-        for name in SandboxMode::NAMES {
+        for &name in SandboxMode::NAMES {
             assert_eq!(SandboxMode::from_name(name).map(SandboxMode::name), Some(name));
         }
     }

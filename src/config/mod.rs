@@ -17,7 +17,8 @@ pub use setting::{SETTINGS, Setting, setting};
 pub use target::{BUDGET_BYTES_DEFAULT, BUDGET_BYTES_MIN, PORT_DEFAULT, TargetConfig};
 
 use crate::capture::ladder::Rung;
-use crate::report::{ClientView, Filter, Metric, OutputFormat, Privacy, PrivacyMode, ReportOptions, choices};
+use crate::choices::choices;
+use crate::report::{ClientView, Filter, Metric, OutputFormat, Privacy, PrivacyMode, ReportOptions};
 use crate::sandbox::SandboxMode;
 use setting::{RING_BLOCK_BYTES, Refusal, Value};
 use std::collections::{BTreeMap, HashMap};
@@ -131,40 +132,27 @@ pub enum Snaplen {
     Bytes(u32),
 }
 
-/// When to keep less of the traffic so as not to lose it at random.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum LoadLadder {
-    /// Never: what the ring cannot hold is lost.
-    #[default]
-    Off,
-    /// While the ring loses packets, one rung after the other; and back.
-    Auto,
-    /// Always at this rung.
-    Fixed(Rung),
+choices! {
+    /// When to keep less of the traffic so as not to lose it at random.
+    LoadLadder {
+        /// Never: what the ring cannot hold is lost.
+        Off = "off",
+        /// While the ring loses packets, one rung after the other; and back.
+        Auto = "auto",
+        /// Heads of responses, always.
+        Heads = "heads",
+        /// Requests alone, always.
+        Requests = "requests",
+    }
 }
 
 impl LoadLadder {
-    /// Names, as written.
-    pub const NAMES: [&'static str; 4] = ["off", "auto", "heads", "requests"];
-
-    /// The one of that name.
-    pub fn from_name(name: &str) -> Option<LoadLadder> {
-        Some(match name {
-            "off" => LoadLadder::Off,
-            "auto" => LoadLadder::Auto,
-            "heads" => LoadLadder::Fixed(Rung::Heads),
-            "requests" => LoadLadder::Fixed(Rung::Requests),
-            _ => return None,
-        })
-    }
-
-    /// As written.
-    pub fn name(self) -> &'static str {
+    /// The rung to begin with; the only one, unless it is chosen by the load.
+    pub fn rung(self) -> Rung {
         match self {
-            LoadLadder::Off | LoadLadder::Fixed(Rung::Full) => "off",
-            LoadLadder::Auto => "auto",
-            LoadLadder::Fixed(Rung::Heads) => "heads",
-            LoadLadder::Fixed(Rung::Requests) => "requests",
+            LoadLadder::Off | LoadLadder::Auto => Rung::Full,
+            LoadLadder::Heads => Rung::Heads,
+            LoadLadder::Requests => Rung::Requests,
         }
     }
 }

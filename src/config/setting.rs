@@ -230,7 +230,7 @@ pub const SETTINGS: &[Setting] = &[
         environment: Some("MEMTAP_LOAD_LADDER"),
         takes: Takes::Text,
         apply: |config, value| {
-            set(&mut config.capture.load_ladder, value.choice(&LoadLadder::NAMES, LoadLadder::from_name))
+            set(&mut config.capture.load_ladder, value.choice(LoadLadder::NAMES, LoadLadder::from_name))
         },
         show: |config| Some(quoted(config.capture.load_ladder.name())),
     },
@@ -256,7 +256,7 @@ pub const SETTINGS: &[Setting] = &[
         environment: Some("MEMTAP_SANDBOX"),
         takes: Takes::Text,
         apply: |config, value| {
-            set(&mut config.capture.sandbox, value.choice(&SandboxMode::NAMES, SandboxMode::from_name))
+            set(&mut config.capture.sandbox, value.choice(SandboxMode::NAMES, SandboxMode::from_name))
         },
         show: |config| Some(quoted(config.capture.sandbox.name())),
     },

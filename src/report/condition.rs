@@ -12,8 +12,8 @@
 
 use super::contents::{loss_share, ratio};
 use super::filter::{Filter, FilterError, Word, words};
-use super::options::choices;
 use super::units;
+use crate::choices::choices;
 use crate::collector::snapshot::{Counters, Snapshot};
 use std::borrow::Cow;
 use std::fmt;

@@ -28,7 +28,6 @@ pub(crate) use filter::regex_reason;
 pub use filter::{Filter, FilterError};
 pub use groups::{KeyGroup, shape};
 pub(crate) use nearest::nearest;
-pub(crate) use options::choices;
 pub use options::{ClientView, EndpointSeen, Metric, OutputFormat, ReportOptions, SeenElsewhere, SourceSeen};
 pub use privacy::{HashSecret, Privacy, PrivacyMode};
 pub use views::Sort;

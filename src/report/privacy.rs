@@ -2,7 +2,7 @@
 //! never see they cannot leak.
 
 use super::groups::shape;
-use super::options::choices;
+use crate::choices::choices;
 use crate::collector::snapshot::{KeyRow, PairRow, Snapshot};
 use std::borrow::Cow;
 use std::collections::HashMap;

@@ -3,9 +3,10 @@
 
 use super::contents::{Contents, Ranked};
 use super::groups::Tally;
-use super::options::{Metric, choices};
+use super::options::Metric;
 use super::sections::{self, Cell, Column, Frame, Spec, Table, figure, name, percent_text};
 use super::units;
+use crate::choices::choices;
 use crate::collector::snapshot::{ClientRow, Counters, KeyRow, PairRow};
 use crate::model::Endpoint;
 

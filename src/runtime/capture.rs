@@ -126,11 +126,8 @@ impl Capture {
         channels: CaptureChannels,
         requests: Requests,
     ) -> Capture {
-        let mut book = Book::default();
-        if let LoadLadder::Fixed(rung) = load_ladder {
-            book.rung = rung;
-            book.figures.health.rung = rung;
-        }
+        let mut book = Book { rung: load_ladder.rung(), ..Book::default() };
+        book.figures.health.rung = book.rung;
         Capture {
             worker,
             rings: Vec::with_capacity(RINGS_PER_WORKER_MAX),

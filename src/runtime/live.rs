@@ -5,7 +5,7 @@ use crate::capture::interface::{self, Choice, Interface, InterfaceRequest};
 use crate::capture::ring::{RINGS_PER_WORKER_MAX, Ring, RingError, RingOptions, RingShape, ring_byte_rate};
 use crate::cli::{Exit, Options};
 use crate::collector::Collector;
-use crate::config::{CaptureConfig, Config, LoadLadder, OutMode, Snaplen};
+use crate::config::{CaptureConfig, Config, OutMode, Snaplen};
 use crate::network::Network;
 use crate::runtime::capture::{Arrival, Capture, CaptureChannels, now};
 use crate::runtime::clock::IntervalClock;
@@ -253,10 +253,7 @@ pub(super) fn filter_spec(config: &Config) -> FilterSpec {
     if let Snaplen::Bytes(bytes) = config.capture.response_snaplen {
         spec.response_snaplen = bytes;
     }
-    match config.capture.load_ladder {
-        LoadLadder::Fixed(rung) => rung.apply(&spec),
-        LoadLadder::Off | LoadLadder::Auto => spec,
-    }
+    config.capture.load_ladder.rung().apply(&spec)
 }
 
 pub(super) fn ring_options(

@@ -3,9 +3,10 @@
 use super::Frame;
 use super::history::History;
 use super::page::{Body, Order, Page, Question, RowId, View, export, page};
+use crate::choices::choices;
 use crate::config::Over;
 use crate::report::{
-    ClientView, Filter, OutputFormat, Privacy, PrivacyMode, ReportOptions, Sort, choices, escape_name,
+    ClientView, Filter, OutputFormat, Privacy, PrivacyMode, ReportOptions, Sort, escape_name,
 };
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
