@@ -2,24 +2,24 @@
 //!
 //! Needs root, tmux, memcached and python3-pymemcache (`./check` installs them); a test that cannot run says so and fails.
 
-#[path = "support/live.rs"]
-mod live;
 #[path = "support/netns.rs"]
 mod netns;
+#[path = "support/session.rs"]
+mod session;
 mod support;
 #[path = "support/tmux.rs"]
 mod tmux;
 
-use live::{Running, first_words, start_load, start_memcached};
 use netns::{CLIENT, Pair, SERVER};
 use serde_json::{Value, json};
+use session::{Running, start_load_of_two, start_memcached};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
-use tmux::Tmux;
+use tmux::{Tmux, first_words};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -177,8 +177,8 @@ fn a_place_that_is_taken_is_refused_and_one_that_was_left_is_taken_over() {
 #[test]
 fn a_screen_attaches_to_a_daemon_that_has_given_up_its_privileges() {
     let pair = Pair::new();
-    let _server = start_memcached(&pair);
-    let _load = start_load(&pair);
+    let _server = start_memcached(&pair, 11211, &[]);
+    let _load = start_load_of_two(&pair);
     let environment = [("MEMTAP_USER", "nobody"), ("MEMTAP_HASH_SECRET", "a secret of sixteen")];
     let target = format!("live={SERVER}");
     let mut daemon = Daemon::start(&pair, &["-t", &target, "--privacy", "hash"], &environment);

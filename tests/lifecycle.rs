@@ -38,6 +38,13 @@ fn gets(report: &Value) -> i64 {
     command(report, &["get", "gets"], "requests")
 }
 
+/// Gets and their hits are those that the server counted.
+fn assert_gets_equal(report: &Value, stats: &BTreeMap<String, i64>) {
+    for (name, ours) in [("cmd_get", gets(report)), ("get_hits", command(report, &["get", "gets"], "hit"))] {
+        assert_eq!(ours, stats[name], "{name}: {}", report["loss"]);
+    }
+}
+
 /// One connection of the client, for commands of our own.
 struct Connection(BufReader<TcpStream>);
 
@@ -328,11 +335,7 @@ fn requests_and_answers_may_pass_on_different_interfaces() {
     let memtap = start(&pair, &["-i", "veth0,veth1"]);
     some_load(&pair);
     let report = finish(memtap);
-    let stats = server.stats(&pair);
-    for (name, ours) in [("cmd_get", gets(&report)), ("get_hits", command(&report, &["get", "gets"], "hit"))]
-    {
-        assert_eq!(ours, stats[name], "{name}: {}", report["loss"]);
-    }
+    assert_gets_equal(&report, &server.stats(&pair));
     assert_eq!(figure(&report, &["loss", "gaps"]), 0);
 }
 
@@ -352,10 +355,6 @@ fn a_flow_that_crosses_two_interfaces_is_counted_once() {
     let memtap = start(&pair, &["-i", "veth0,br0"]);
     some_load(&pair);
     let report = finish(memtap);
-    let stats = server.stats(&pair);
-    for (name, ours) in [("cmd_get", gets(&report)), ("get_hits", command(&report, &["get", "gets"], "hit"))]
-    {
-        assert_eq!(ours, stats[name], "{name}: {}", report["loss"]);
-    }
+    assert_gets_equal(&report, &server.stats(&pair));
     assert!(figure(&report, &["loss", "duplicate_segments"]) > 1000, "{}", report["loss"]);
 }

@@ -4,76 +4,27 @@
 
 #[path = "support/netns.rs"]
 mod netns;
+#[path = "support/session.rs"]
+mod session;
+mod support;
 
-use netns::{CLIENT, Pair, SERVER};
+use netns::{CLIENT, Pair};
 use serde_json::Value;
+use session::{PATIENCE, interrupt, start_load, start_memcached};
 use std::fs;
-use std::net::TcpStream;
 use std::os::unix::fs::chown;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-const PATIENCE: Duration = Duration::from_secs(20);
 const NOBODY: u32 = 65534;
 const HOTTEST: &str = "user:0001:profile~";
-
-/// A program that is ended with the test, by its id.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Already gone is fine.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn memcached(pair: &Pair, port: u16) -> Running {
-    let listen = format!("{SERVER},127.0.0.1");
-    let port_text = port.to_string();
-    let child = pair
-        .server
-        .command("memcached")
-        .args(["-u", "nobody", "-l", &listen, "-p", &port_text, "-U", &port_text, "-t", "1"])
-        .stderr(Stdio::inherit())
-        .spawn()
-        .expect("live tests need memcached");
-    let deadline = Instant::now() + PATIENCE;
-    while pair.server.run(|| TcpStream::connect(("127.0.0.1", port)).is_err()) {
-        assert!(Instant::now() < deadline, "memcached does not answer");
-        thread::sleep(Duration::from_millis(20));
-    }
-    Running(child)
-}
-
-/// A client that asks for a while, one key far more than the others.
-fn load(pair: &Pair, seconds: &str) -> Running {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/load.py");
-    let mut command = pair.client.command("/usr/bin/python3");
-    command.args([
-        script,
-        &format!("{SERVER}:11211"),
-        "--suffix",
-        "~",
-        "--seconds",
-        seconds,
-        "--sources",
-        CLIENT,
-    ]);
-    Running(command.stdout(Stdio::null()).spawn().expect("live tests need python3"))
-}
 
 fn memtap(pair: &Pair, arguments: &[&str]) -> Command {
     let mut command = pair.server.command(env!("CARGO_BIN_EXE_memtap"));
     command.args(arguments).args(["--budget-mb", "20", "--ring-mb", "8"]).env("NO_COLOR", "1");
     command
-}
-
-fn interrupt(child: &Child) {
-    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill runs");
-    assert!(sent.success());
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -83,12 +34,12 @@ fn text(bytes: &[u8]) -> String {
 #[test]
 fn stat_shows_the_planted_key_second_by_second() {
     let pair = Pair::new();
-    let _server = memcached(&pair, 11211);
-    let _load = load(&pair, "5");
+    let _server = start_memcached(&pair, 11211, &[]);
+    let _load = start_load(&pair, &["--seconds", "5", "--sources", CLIENT]);
     let mut command = memtap(&pair, &["stat", "-i", "veth0"]);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     thread::sleep(Duration::from_millis(3500));
-    interrupt(&child);
+    interrupt(&child, "-INT");
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{output:?}");
     let said = text(&output.stdout);
@@ -101,8 +52,8 @@ fn stat_shows_the_planted_key_second_by_second() {
 #[test]
 fn report_gives_whole_intervals_and_the_verdict() {
     let pair = Pair::new();
-    let _server = memcached(&pair, 11211);
-    let _load = load(&pair, "12");
+    let _server = start_memcached(&pair, 11211, &[]);
+    let _load = start_load(&pair, &["--seconds", "12", "--sources", CLIENT]);
     let report = |conditions: &[&str]| -> Output {
         let base = ["report", "-i", "veth0", "-w", "1s", "-n", "2", "-o", "jsonl", "-q"];
         memtap(&pair, &[&base, conditions].concat()).output().unwrap()
@@ -127,9 +78,9 @@ fn report_gives_whole_intervals_and_the_verdict() {
 #[test]
 fn doctor_finds_server_directions_and_protocol() {
     let pair = Pair::new();
-    let _server = memcached(&pair, 11211);
-    let _other = memcached(&pair, 11311);
-    let _load = load(&pair, "8");
+    let _server = start_memcached(&pair, 11211, &[]);
+    let _other = start_memcached(&pair, 11311, &[]);
+    let _load = start_load(&pair, &["--seconds", "8", "--sources", CLIENT]);
     thread::sleep(Duration::from_millis(1500));
     // Six interfaces, two seconds: all are listened to at once, or this would take twelve.
     for name in ["a", "b"] {
@@ -190,8 +141,8 @@ fn wait_for_change(path: &Path, before: &str) -> String {
 #[test]
 fn a_file_is_replaced_from_within_the_sandbox() {
     let pair = Pair::new();
-    let _server = memcached(&pair, 11211);
-    let _load = load(&pair, "6");
+    let _server = start_memcached(&pair, 11211, &[]);
+    let _load = start_load(&pair, &["--seconds", "6", "--sources", CLIENT]);
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("report.json");
     let start = |mode: &str| {
@@ -215,7 +166,7 @@ fn a_file_is_replaced_from_within_the_sandbox() {
         assert_eq!(report.lines().count(), 1, "{report}");
         serde_json::from_str::<Value>(report).expect("a whole report");
     }
-    interrupt(&child);
+    interrupt(&child, "-INT");
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{output:?}");
     assert!(text(&output.stderr).contains("sandbox: capabilities none"), "{output:?}");
@@ -228,6 +179,6 @@ fn a_file_is_replaced_from_within_the_sandbox() {
     let child = start("append");
     let last = wait_for_change(&out, &fs::read_to_string(&out).unwrap());
     assert!(last.lines().count() > 1);
-    interrupt(&child);
+    interrupt(&child, "-INT");
     assert!(child.wait_with_output().unwrap().status.success());
 }

@@ -4,15 +4,14 @@
 //! The live part needs root, tmux, memcached and python3-pymemcache (`./check` installs them); a test that cannot run says so
 //! and fails.
 
-#[path = "support/live.rs"]
-mod live;
 #[path = "support/netns.rs"]
 mod netns;
+#[path = "support/session.rs"]
+mod session;
 mod support;
 #[path = "support/tmux.rs"]
 mod tmux;
 
-use live::{first_words, start_load, start_memcached};
 use memtap::anomaly::Anomaly;
 use memtap::collector::snapshot::{
     ClientRow, CommandOutcomes, Counters, KeyRow, LatencySummary, PairRow, Snapshot,
@@ -27,10 +26,11 @@ use proptest::prelude::*;
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::style::Modifier;
+use session::{start_load_of_two, start_memcached};
 use std::fmt::Write;
 use std::process::Stdio;
 use std::time::Duration;
-use tmux::Tmux;
+use tmux::{Tmux, first_words};
 
 /// 2026-11-22T12:00:00Z.
 const START_SECS: u64 = 1_795_348_800;
@@ -299,8 +299,8 @@ fn without_a_terminal_top_says_what_to_use_instead() {
 #[test]
 fn the_planted_key_and_client_are_found_live() {
     let pair = Pair::new();
-    let _server = start_memcached(&pair);
-    let _load = start_load(&pair);
+    let _server = start_memcached(&pair, 11211, &[]);
+    let _load = start_load_of_two(&pair);
     let folder = tempfile::tempdir().expect("a folder");
     let program = env!("CARGO_BIN_EXE_memtap");
     let command =

@@ -4,7 +4,7 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
-use crate::netns::{Namespace, Pair, SERVER};
+use crate::netns::{CLIENT, Namespace, Pair, SERVER};
 use crate::support::figure;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -22,9 +22,14 @@ pub(crate) struct Running(pub(crate) Child);
 
 impl Running {
     pub(crate) fn interrupt(&self, signal: &str) {
-        let sent = Command::new("kill").args([signal, &self.0.id().to_string()]).status().expect("kill runs");
-        assert!(sent.success());
+        interrupt(&self.0, signal);
     }
+}
+
+/// Sends a signal to a program that runs.
+pub(crate) fn interrupt(child: &Child, signal: &str) {
+    let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().expect("kill runs");
+    assert!(sent.success());
 }
 
 impl Drop for Running {
@@ -35,28 +40,34 @@ impl Drop for Running {
     }
 }
 
+/// A memcached on the pair's server side and on its loopback, once it answers. No capture of the pair's link sees the loopback.
+pub(crate) fn start_memcached(pair: &Pair, port: u16, arguments: &[&str]) -> Running {
+    let (listen, port_text) = (format!("{SERVER},127.0.0.1"), port.to_string());
+    let child = pair
+        .server
+        .command("memcached")
+        .args(["-u", "nobody", "-l", &listen, "-p", &port_text, "-U", &port_text, "-t", "2"])
+        .args(arguments)
+        .stderr(Stdio::inherit())
+        .spawn()
+        .expect("live tests need memcached");
+    let running = Running(child);
+    let deadline = Instant::now() + PATIENCE;
+    while pair.server.run(|| TcpStream::connect(("127.0.0.1", port)).is_err()) {
+        assert!(Instant::now() < deadline, "memcached does not answer");
+        thread::sleep(Duration::from_millis(20));
+    }
+    running
+}
+
+/// A memcached that can be asked what it counted.
 pub(crate) struct Memcached {
     _process: Running,
 }
 
 impl Memcached {
-    /// On the pair's server side and on its loopback, which serves as the control connection that no capture sees.
     pub(crate) fn start(pair: &Pair, arguments: &[&str]) -> Memcached {
-        let listen = format!("{SERVER},127.0.0.1");
-        let child = pair
-            .server
-            .command("memcached")
-            .args(["-u", "nobody", "-l", &listen, "-p", "11211", "-U", "11211", "-D", "~", "-t", "2"])
-            .args(arguments)
-            .stderr(Stdio::inherit())
-            .spawn()
-            .expect("live tests need memcached");
-        let deadline = Instant::now() + PATIENCE;
-        while pair.server.run(|| TcpStream::connect("127.0.0.1:11211").is_err()) {
-            assert!(Instant::now() < deadline, "memcached does not answer");
-            thread::sleep(Duration::from_millis(20));
-        }
-        Memcached { _process: Running(child) }
+        Memcached { _process: start_memcached(pair, 11211, &[&["-D", "~"], arguments].concat()) }
     }
 
     /// Sends one command over loopback and reads up to the line that ends its answer.
@@ -143,18 +154,30 @@ impl Memtap {
     }
 }
 
-pub(crate) fn load(pair: &Pair, arguments: &[&str]) -> Value {
+fn load_command(pair: &Pair, arguments: &[&str]) -> Command {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/load.py");
-    let output = pair
-        .client
-        .command("/usr/bin/python3")
-        .args([script, &format!("{SERVER}:11211"), "--suffix", "~"])
-        .args(arguments)
-        .stderr(Stdio::inherit())
-        .output()
-        .expect("live tests need python3");
+    let mut command = pair.client.command("/usr/bin/python3");
+    command.args([script, &format!("{SERVER}:11211"), "--suffix", "~"]).args(arguments);
+    command
+}
+
+/// Load to its end; what the client says it sent.
+pub(crate) fn load(pair: &Pair, arguments: &[&str]) -> Value {
+    let output =
+        load_command(pair, arguments).stderr(Stdio::inherit()).output().expect("live tests need python3");
     assert!(output.status.success(), "the load client failed; live tests need python3-pymemcache");
     serde_json::from_slice(&output.stdout).expect("the load client prints JSON")
+}
+
+/// Load beside the test, until it is dropped.
+pub(crate) fn start_load(pair: &Pair, arguments: &[&str]) -> Running {
+    Running(load_command(pair, arguments).stdout(Stdio::null()).spawn().expect("live tests need python3"))
+}
+
+/// Load from two clients, the first of which asks three times as much.
+pub(crate) fn start_load_of_two(pair: &Pair) -> Running {
+    pair.client.ip("addr add 10.99.0.3/24 dev veth0");
+    start_load(pair, &["--seconds", "120", "--sources", &format!("{CLIENT},10.99.0.3/0.3")])
 }
 
 pub(crate) fn only_line(text: &str) -> Value {

@@ -74,3 +74,10 @@ impl Drop for Tmux {
         let _ = Command::new("tmux").arg("-S").arg(socket).arg("kill-server").output();
     }
 }
+
+/// The first words of the rows of the table that is on the screen.
+pub(crate) fn first_words(screen: &str, title: &str) -> Vec<String> {
+    let rows = screen.lines().skip_while(|line| !line.starts_with(title)).skip(1);
+    let words = rows.map_while(|line| line.split_whitespace().next());
+    words.filter(|word| *word != "?").map(str::to_string).collect()
+}
