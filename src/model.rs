@@ -163,7 +163,7 @@ impl Direction {
 }
 
 /// Who talks to whom about which target; the same for every packet of a flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowTuple {
     /// The configured server that this flow belongs to.
     pub target: TargetId,

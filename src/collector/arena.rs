@@ -25,6 +25,8 @@ unsafe impl Plain for super::table::Slot {}
 unsafe impl Plain for super::spill::Chunk {}
 // SAFETY: as above.
 unsafe impl Plain for super::pairs::Line {}
+// SAFETY: as above, and enumerations whose first variant is 0.
+unsafe impl Plain for super::flows::Flow {}
 // SAFETY: a number.
 unsafe impl Plain for u32 {}
 // SAFETY: an array of numbers.
@@ -136,6 +138,22 @@ impl<T: Plain> DerefMut for Region<T> {
     }
 }
 
+/// A bit for each of eight numbers that is this one.
+#[inline(always)]
+pub(super) fn equal_lanes(lanes: &[u16; 8], wanted: u16) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE2 is part of x86_64; the load, which need not be aligned, is of the 16 bytes of `lanes`.
+    unsafe {
+        use std::arch::x86_64::*;
+        let lanes = _mm_loadu_si128(lanes.as_ptr().cast());
+        let equal = _mm_cmpeq_epi16(lanes, _mm_set1_epi16(wanted.cast_signed()));
+        // From two bytes a lane to one, of which the mask takes a bit each.
+        _mm_movemask_epi8(_mm_packs_epi16(equal, _mm_setzero_si128())).cast_unsigned()
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    (0..8).fold(0, |mask, lane| mask | u32::from(lanes[lane] == wanted) << lane)
+}
+
 /// Asks the processor to fetch each cache line of a value. Does nothing where we know no instruction for it.
 #[inline(always)]
 pub(super) fn prefetch<T>(value: &T) {
@@ -154,6 +172,19 @@ pub(super) fn prefetch<T>(value: &T) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn equal_lanes_are_found() {
+        let mut lanes = [7, 0xffff, 7, 0, 0x8000, 7, 1, 7];
+        assert_eq!(equal_lanes(&lanes, 7), 0b1010_0101);
+        assert_eq!(equal_lanes(&lanes, 0xffff), 0b10);
+        assert_eq!(equal_lanes(&lanes, 0x8000), 0b1_0000);
+        assert_eq!(equal_lanes(&lanes, 2), 0);
+        for lane in 0..8 {
+            lanes[lane] = 2;
+            assert_eq!(equal_lanes(&lanes, 2), (2 << lane) - 1);
+        }
+    }
 
     #[test]
     fn regions_are_zero_aligned_and_apart() {

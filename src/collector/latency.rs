@@ -2,7 +2,7 @@
 
 use super::snapshot::LatencySummary;
 use crate::model::Command;
-use hdrhistogram::{Counter, Histogram};
+use hdrhistogram::Histogram;
 
 /// Longest time that the histograms tell apart, microseconds.
 const LONGEST_US: u64 = 60_000_000;
@@ -11,45 +11,85 @@ const LONGEST_US: u64 = 60_000_000;
 const DIGITS: u8 = 2;
 
 /// An empty histogram of our bounds.
-pub(super) fn histogram<T: Counter>() -> Histogram<T> {
+fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, LONGEST_US, DIGITS).expect("the bounds are constants that suit")
 }
 
-/// A target's histograms: 10 KB for each command, allocated once.
-pub(super) struct Latencies {
-    /// By `Command::index`.
-    commands: Vec<Histogram<u32>>,
-    /// Longest time by `Command::index`.
-    longest: [u64; Command::COUNT],
+/// Bits of a time that its cell tells apart: with one of them always set, a cell is less than 1 % wide.
+const CELL_BITS: u32 = 8;
+
+/// Cells of a power of two, but of the first.
+const CELLS_PER_OCTAVE: usize = 1 << (CELL_BITS - 1);
+
+/// Cells of all times.
+const CELLS: usize = cell(LONGEST_US) + 1;
+
+/// The cell of a time in microseconds: the first [`CELL_BITS`] bits of the number, and how many follow.
+#[inline(always)]
+const fn cell(micros: u64) -> usize {
+    let shift = u64::BITS - CELL_BITS - (micros | ((1 << CELL_BITS) - 1)).leading_zeros();
+    shift as usize * CELLS_PER_OCTAVE + (micros >> shift) as usize
+}
+
+/// The least time of a cell.
+const fn first_of(cell: usize) -> u64 {
+    match (cell / CELLS_PER_OCTAVE).checked_sub(1) {
+        None => cell as u64,
+        Some(shift) => ((cell - shift * CELLS_PER_OCTAVE) as u64) << shift,
+    }
+}
+
+/// A target's times by command, 10 KB each, allocated once: plain cells, where a histogram's record would cost several
+/// times as much. The reporter makes histograms of them.
+pub(super) struct Latencies(Vec<Times>);
+
+/// One command's.
+#[derive(Clone)]
+struct Times {
+    /// Counts.
+    cells: Box<[u32]>,
+    samples: u64,
+    /// Microseconds.
+    longest: u64,
 }
 
 impl Latencies {
     pub(super) fn new() -> Latencies {
-        Latencies {
-            commands: (0..Command::COUNT).map(|_| histogram()).collect(),
-            longest: [0; Command::COUNT],
-        }
+        let none = Times { cells: [0; CELLS].into(), samples: 0, longest: 0 };
+        Latencies(vec![none; Command::COUNT])
     }
 
     /// Counts a response time.
-    #[inline]
+    #[inline(always)]
     pub(super) fn record(&mut self, command: Command, micros: u64) {
-        let index = command.index();
-        self.commands[index].saturating_record(micros.min(LONGEST_US));
-        self.longest[index] = self.longest[index].max(micros);
+        let times = &mut self.0[command.index()];
+        let count = &mut times.cells[cell(micros.min(LONGEST_US))];
+        *count = count.saturating_add(1);
+        times.samples += 1;
+        times.longest = times.longest.max(micros);
+    }
+
+    /// Response times that were counted.
+    pub(super) fn samples(&self) -> u64 {
+        self.0.iter().map(|times| times.samples).sum()
+    }
+
+    /// The longest of all, microseconds.
+    pub(super) fn longest(&self) -> u64 {
+        self.0.iter().map(|times| times.longest).max().unwrap_or(0)
     }
 
     /// Hands everything over to `into`, whose contents are lost, and starts anew.
     pub(super) fn hand_over(&mut self, into: &mut Latencies) {
-        for (mine, theirs) in self.commands.iter_mut().zip(&mut into.commands) {
-            if !theirs.is_empty() {
-                theirs.reset();
+        for (mine, theirs) in self.0.iter_mut().zip(&mut into.0) {
+            if theirs.samples > 0 {
+                theirs.cells.fill(0);
+                (theirs.samples, theirs.longest) = (0, 0);
             }
-            if !mine.is_empty() {
+            if mine.samples > 0 {
                 std::mem::swap(mine, theirs);
             }
         }
-        into.longest = std::mem::replace(&mut self.longest, [0; Command::COUNT]);
     }
 }
 
@@ -82,15 +122,13 @@ impl ResponseTimes {
 
     /// Adds a worker's.
     pub(super) fn add(&mut self, latencies: &Latencies) {
-        for (&command, part) in
-            Command::ALL.iter().zip(&latencies.commands).filter(|(_, part)| !part.is_empty())
+        for (&command, times) in Command::ALL.iter().zip(&latencies.0).filter(|(_, times)| times.samples > 0)
         {
             let mine = self.of(command);
-            for cell in part.iter_recorded() {
-                mine.histogram
-                    .saturating_record_n(cell.value_iterated_to(), u64::from(cell.count_at_value()));
+            for (cell, &count) in times.cells.iter().enumerate().filter(|(_, count)| **count > 0) {
+                mine.histogram.saturating_record_n(first_of(cell), u64::from(count));
             }
-            mine.longest = mine.longest.max(latencies.longest[command.index()]);
+            mine.longest = mine.longest.max(times.longest);
         }
     }
 
@@ -156,6 +194,20 @@ fn summary(histogram: &Histogram<u64>, longest: u64) -> LatencySummary {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// As a histogram of our bounds has them, so that nothing is lost on the way into one.
+    #[test]
+    fn cells_are_those_of_the_histograms() {
+        let histogram = histogram();
+        for micros in (0..3000).chain((3000..=LONGEST_US).step_by(99_991)).chain([LONGEST_US]) {
+            let first = first_of(cell(micros));
+            assert_eq!(cell(first), cell(micros));
+            assert!(histogram.equivalent(first, micros), "{first} {micros}");
+            assert!(first == micros || cell(micros - 1) <= cell(micros));
+            assert!(micros - first <= micros / 100, "{first} {micros}");
+        }
+        assert_eq!(first_of(CELLS - 1), first_of(cell(LONGEST_US)));
+    }
 
     #[test]
     fn times_are_summed_over_workers_and_handed_over_once() {

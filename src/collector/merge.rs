@@ -113,9 +113,9 @@ impl Row {
             length: slot.key_length(),
             hash: slot.hash,
             truncated,
-            err: u64::from(slot.err),
+            err: u64::from(slot.sums.err),
             covered: 0,
-            counters: slot.counters(),
+            counters: slot.sums.counters(),
         }
     }
 

@@ -22,6 +22,8 @@ pub mod snapshot;
 mod spill;
 mod table;
 mod target;
+mod totals;
+mod touched;
 pub mod window;
 
 pub use harvest::Harvest;
@@ -31,11 +33,12 @@ pub use merge::merge;
 use crate::model::{FlowTuple, TargetId};
 use crate::parser::Observation;
 use crate::reassembly::TargetTally;
-use flows::{Flow, Flows};
+use flows::{Flow, Flows, NOBODY, Spot};
 use foldhash::SharedSeed;
 use foldhash::quality::SeedableRandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::OnceLock;
+use std::time::Duration;
 use table::{Delta, KEY_BYTES_MAX};
 use target::{Origin, Request, Target};
 
@@ -89,7 +92,7 @@ pub enum CollectorError {
         least: u64,
     },
     /// The system does not give the memory.
-    #[error("cannot reserve {bytes} bytes for a target's tables: {source}")]
+    #[error("cannot reserve {bytes} bytes for tables: {source}")]
     Memory {
         /// What was asked for.
         bytes: u64,
@@ -146,13 +149,15 @@ fn grouped(number: usize) -> String {
 /// A waiting observation. Its key is in `Batch::keys`, at its own index.
 #[derive(Clone, Copy)]
 struct Waiting {
-    target: u16,
+    tuple: FlowTuple,
+    spot: Spot,
     key_length: u8,
-    number: Option<u32>,
-    key_hash: u64,
-    client_hash: u64,
-    delta: Delta,
     weight: u32,
+    key_hash: u64,
+    delta: Delta,
+    /// Known when the flow was found.
+    client_hash: u64,
+    number: Option<u32>,
 }
 
 /// Observations of any targets that wait to be counted.
@@ -165,13 +170,14 @@ struct Batch {
 
 impl Batch {
     const NOTHING: Waiting = Waiting {
-        target: 0,
+        tuple: NOBODY,
+        spot: Spot::NOWHERE,
         key_length: 0,
-        number: None,
-        key_hash: 0,
-        client_hash: 0,
-        delta: Delta::NONE,
         weight: 0,
+        key_hash: 0,
+        delta: Delta::NONE,
+        client_hash: 0,
+        number: None,
     };
 
     fn new() -> Box<Batch> {
@@ -189,7 +195,7 @@ impl Batch {
             delta: &waiting.delta,
             weight: waiting.weight,
         };
-        (usize::from(waiting.target), request)
+        (waiting.tuple.target.index(), request)
     }
 }
 
@@ -224,15 +230,8 @@ impl Collector {
             None => (process_seed(), SharedSeed::global_random()),
         };
         let hasher = SeedableRandomState::with_seed(seed, shared);
-        Ok(Collector {
-            targets,
-            hasher,
-            seed,
-            batch: Batch::new(),
-            flows: Flows::new(),
-            unswept: false,
-            parts: Parts::ALL,
-        })
+        let flows = Flows::new().map_err(|source| CollectorError::Memory { bytes: flows::BYTES, source })?;
+        Ok(Collector { targets, hasher, seed, batch: Batch::new(), flows, unswept: false, parts: Parts::ALL })
     }
 
     /// Leaves parts out, for a bench: what reports state of pairs is not true then.
@@ -251,45 +250,24 @@ impl Collector {
         let Some(target) = self.targets.get_mut(tuple.target.index()) else {
             return;
         };
-        target.count(observation);
+        let micros = observation.latency.map(micros);
+        target.count(observation, micros);
         if !observation.command.is_keyed() {
             return;
         }
-        let delta = Delta::of(observation);
+        let delta = Delta::of(observation, micros);
         let weight = target.weight(&delta);
-        let flow = self.flow(tuple);
-        flow.count(&delta, weight);
-        let (number, client_hash) = (flow.number, flow.origin.client_hash);
         let key = &observation.key[..observation.key.len().min(KEY_BYTES_MAX)];
         let key_hash = hash(&self.hasher, key);
+        let spot = Spot::of(tuple);
         let batch = &mut *self.batch;
         batch.keys[batch.count][..key.len()].copy_from_slice(key);
-        let (target, key_length) = (tuple.target.0, key.len() as u8);
+        let (tuple, key_length) = (*tuple, key.len() as u8);
         batch.waiting[batch.count] =
-            Waiting { target, key_length, number, key_hash, client_hash, delta, weight };
+            Waiting { tuple, spot, key_length, weight, key_hash, delta, ..Batch::NOTHING };
         batch.count += 1;
         if batch.count == BATCH {
             self.flush();
-        }
-    }
-
-    /// The place where a flow of a known target is summed.
-    #[inline(always)]
-    fn flow(&mut self, tuple: &FlowTuple) -> &mut Flow {
-        let (at, known) = self.flows.find(tuple);
-        if !known {
-            self.meet(at, tuple);
-        }
-        self.flows.at(at)
-    }
-
-    /// Gives a flow the place of another.
-    fn meet(&mut self, at: usize, tuple: &FlowTuple) {
-        let hasher = &self.hasher;
-        let origin = Origin::new(&tuple.client, &tuple.server, |bytes| hash(hasher, bytes));
-        let number = self.targets[tuple.target.index()].number(&origin);
-        if let Some(former) = self.flows.replace(at, Flow::new(tuple, origin, number)) {
-            self.targets[former.target().index()].update_origin(&former);
         }
     }
 
@@ -303,7 +281,11 @@ impl Collector {
 
     fn apply(&mut self) {
         if self.parts.prefetch {
-            self.prefetch();
+            self.prefetch_first();
+        }
+        self.count_flows();
+        if self.parts.prefetch {
+            self.prefetch_rows();
         }
         let Collector { targets, batch, parts, .. } = self;
         for index in 0..batch.count {
@@ -313,25 +295,50 @@ impl Collector {
         batch.count = 0;
     }
 
-    /// Fetches what the waiting observations will touch: headers, then the slots that the headers point to.
-    #[inline]
-    fn prefetch(&mut self) {
-        let Collector { targets, batch, parts, .. } = self;
-        for index in 0..batch.count {
-            let (target, request) = batch.request(index);
-            targets[target].prefetch(&request, parts.pairs);
+    /// Fetches what is known without a look: headers and flows. In loops of their own, like those of
+    /// [`Collector::prefetch_rows`], that do nothing else: a processor runs ahead over as many instructions as it holds, and only
+    /// what it meets there has its addresses translated at the same time.
+    fn prefetch_first(&self) {
+        let Collector { targets, batch, flows, .. } = self;
+        for waiting in &batch.waiting[..batch.count] {
+            targets[waiting.tuple.target.index()].prefetch_bucket(waiting.key_hash);
         }
+        for waiting in &batch.waiting[..batch.count] {
+            flows.prefetch(waiting.spot);
+        }
+    }
+
+    /// Adds what is waiting to the sums of its flows, which know their clients' places among the pairs.
+    fn count_flows(&mut self) {
+        let Collector { targets, hasher, batch, flows, .. } = self;
+        for waiting in &mut batch.waiting[..batch.count] {
+            let Waiting { tuple, spot, .. } = *waiting;
+            let known = flows.find(spot, &tuple);
+            let at = known.unwrap_or_else(|| meet(targets, flows, spot, &tuple, |bytes| hash(hasher, bytes)));
+            let flow = flows.at(at);
+            flow.count(&waiting.delta, waiting.weight);
+            (waiting.client_hash, waiting.number) = (flow.client_hash, flow.number());
+        }
+    }
+
+    /// Fetches what headers and flows point to.
+    fn prefetch_rows(&self) {
+        let Collector { targets, batch, parts, .. } = self;
         let (mut late, mut late_count) = ([0u8; BATCH], 0);
-        for index in 0..batch.count {
-            let (target, request) = batch.request(index);
-            if targets[target].prefetch_slots(&request) {
-                late[late_count] = index as u8;
-                late_count += 1;
+        for (index, waiting) in batch.waiting[..batch.count].iter().enumerate() {
+            // Without a branch: which keys want a third step cannot be foreseen.
+            late[late_count] = index as u8;
+            late_count += usize::from(targets[waiting.tuple.target.index()].prefetch_slot(waiting.key_hash));
+        }
+        if parts.pairs {
+            for waiting in &batch.waiting[..batch.count] {
+                let Waiting { key_hash, client_hash, number, .. } = *waiting;
+                targets[waiting.tuple.target.index()].prefetch_pairs(key_hash, client_hash, number);
             }
         }
         for &index in &late[..late_count] {
-            let (target, request) = batch.request(usize::from(index));
-            targets[target].prefetch_second(&request);
+            let waiting = &batch.waiting[usize::from(index)];
+            targets[waiting.tuple.target.index()].prefetch_second(waiting.key_hash);
         }
     }
 
@@ -347,9 +354,9 @@ impl Collector {
     /// next interval is ended.
     pub fn begin_close(&mut self, target: TargetId, harvest: &mut Harvest) {
         self.flush();
-        let flows = self.flows.take(target);
+        let (flows, hasher) = (self.flows.take(target), &self.hasher);
         if let Some(target) = self.targets.get_mut(target.index()) {
-            flows.for_each(|flow| target.update_origin(flow));
+            flows.for_each(|flow| target.update_origin(flow, |bytes| hash(hasher, bytes)));
             target.begin_close(harvest);
             harvest.seed = self.seed;
             self.unswept = true;
@@ -378,11 +385,35 @@ impl Collector {
     }
 }
 
+/// Gives a flow of a known target a place, and writes what the one before it asked for.
+#[cold]
+fn meet(
+    targets: &mut [Target],
+    flows: &mut Flows,
+    spot: Spot,
+    tuple: &FlowTuple,
+    hash: impl Fn(&[u8]) -> u64,
+) -> usize {
+    let origin = Origin::of(tuple, &hash);
+    let number = targets[tuple.target.index()].number(&origin);
+    let (at, former) = flows.insert(spot, Flow::new(tuple, origin.client_hash, number));
+    if let Some(former) = former {
+        targets[former.tuple.target.index()].update_origin(&former, &hash);
+    }
+    at
+}
+
 #[inline(always)]
 fn hash(hasher: &SeedableRandomState, bytes: &[u8]) -> u64 {
     let mut hasher = hasher.build_hasher();
     hasher.write(bytes);
     hasher.finish()
+}
+
+/// Whole microseconds, by which times are counted everywhere.
+#[inline(always)]
+fn micros(time: Duration) -> u64 {
+    time.as_secs().saturating_mul(1_000_000).saturating_add(u64::from(time.subsec_micros()))
 }
 
 /// A random number that stays the same until the process ends.

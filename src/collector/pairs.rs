@@ -10,6 +10,7 @@
 use super::arena::{Arena, Region, prefetch};
 use super::kept::{Kept, rank, sample_places};
 use super::table::place;
+use super::touched::{PART, Touched};
 
 /// Pairs in a line.
 pub(super) const PAIRS_PER_LINE: usize = 5;
@@ -75,6 +76,8 @@ pub(super) struct Pairs {
     arrivals: u64,
     /// The epoch before, while it is copied out.
     closing: Option<Closing>,
+    /// Lines, in parts.
+    touched: Touched,
 }
 
 /// An epoch that has ended and whose pairs are being copied out.
@@ -89,6 +92,7 @@ impl Pairs {
     /// A table in an arena that has room for it.
     pub(super) fn new(arena: &mut Arena, lines: usize) -> Option<Pairs> {
         let lines = arena.carve(lines)?;
+        let touched = Touched::new(lines.len());
         let mut pairs = Pairs {
             lines,
             epoch: 1,
@@ -100,6 +104,7 @@ impl Pairs {
             gate_step: 0,
             arrivals: 0,
             closing: None,
+            touched,
         };
         pairs.gate_step = pairs.capacity() as u64 / 2;
         Some(pairs)
@@ -129,8 +134,8 @@ impl Pairs {
         rows.missing = u64::from(self.gate) + self.unnumbered;
         rows.floor = self.floor;
         rows.kept.begin(self.live, self.sample());
-        let next = if self.live == 0 { self.lines.len() } else { 0 };
-        self.closing = Some(Closing { epoch: self.epoch, next, rows });
+        self.touched.begin_close();
+        self.closing = Some(Closing { epoch: self.epoch, next: 0, rows });
         if self.epoch == EVICTED - 1 {
             // As in the other tables: the sweep does the same to the last epoch's.
             self.lines
@@ -157,12 +162,24 @@ impl Pairs {
         })
     }
 
-    /// Copies the closed epoch's pairs out of the next `count` lines. True: none is left to copy.
-    pub(super) fn sweep(&mut self, count: usize) -> bool {
+    /// Copies the closed epoch's pairs out of the next `count` lines that may have any. True: none is left to copy.
+    pub(super) fn sweep(&mut self, mut count: usize) -> bool {
+        while count > 0 {
+            let next = self.closing.as_ref().and_then(|closing| self.touched.next(closing.next));
+            let Some(from) = next else { return true };
+            let end = (from / PART + 1) * PART;
+            let end = end.min(from.saturating_add(count)).min(self.lines.len());
+            self.copy(from, end);
+            count -= end - from;
+        }
+        self.closing.as_ref().is_none_or(|closing| self.touched.next(closing.next).is_none())
+    }
+
+    /// Copies the closed epoch's pairs out of these lines.
+    fn copy(&mut self, from: usize, end: usize) {
         let Pairs { lines, closing, .. } = self;
-        let Some(closing) = closing else { return true };
-        let end = closing.next.saturating_add(count).min(lines.len());
-        for at in closing.next..end {
+        let Some(closing) = closing else { return };
+        for at in from..end {
             if lines[at].epoch & !EVICTED == closing.epoch {
                 closing.rows.take(at, &lines[at]);
                 if closing.epoch == EVICTED - 1 {
@@ -171,7 +188,6 @@ impl Pairs {
             }
         }
         closing.next = end;
-        end == lines.len()
     }
 
     /// The closed epoch's pairs, where one was closed; copies what is left to copy.
@@ -194,6 +210,7 @@ impl Pairs {
         }
         let none = [0; PAIRS_PER_LINE];
         lines[at] = Line { key: none, client: none, count: none, epoch: self.epoch };
+        self.touched.mark(at);
     }
 
     #[inline(always)]

@@ -142,24 +142,6 @@ impl Default for Totals {
 }
 
 impl Totals {
-    /// Counts one observation. Bytes are counted by [`Totals::add_payload`], not here.
-    pub fn observe(&mut self, observation: &Observation<'_>) {
-        let without_bytes = Observation { request_bytes: 0, response_bytes: 0, ..*observation };
-        self.counters.observe(&without_bytes);
-        let command = &mut self.commands[observation.command.index()];
-        command.requests += 1;
-        command.outcomes[observation.outcome.index()] += 1;
-        self.leases[0] += u64::from(observation.notes.lease_won);
-        self.leases[1] += u64::from(observation.notes.lease_stale);
-        self.leases[2] += u64::from(observation.notes.lease_lost);
-    }
-
-    /// Counts payload bytes to and from the target.
-    pub fn add_payload(&mut self, bytes_in: u64, bytes_out: u64) {
-        self.counters.bytes_in += bytes_in;
-        self.counters.bytes_out += bytes_out;
-    }
-
     /// Adds another set of totals to this one.
     pub fn merge(&mut self, other: &Totals) {
         self.counters.merge(&other.counters);

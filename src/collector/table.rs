@@ -10,10 +10,11 @@
 //! on the weight: `Bucket::floor` is the most requests that an evicted row of the bucket can have had, and a key that
 //! comes (back) gets the floors of the buckets where it may have been before as its `err`.
 
-use super::arena::{Arena, Region, prefetch};
+use super::arena::{Arena, Region, equal_lanes, prefetch};
 use super::kept::{Kept, rank, sample_places};
 use super::snapshot::Counters;
 use super::spill::Chunks;
+use super::touched::{PART, Touched};
 use crate::model::{CommandClass, Outcome};
 use crate::parser::Observation;
 
@@ -21,7 +22,7 @@ use crate::parser::Observation;
 pub(super) const WAYS: usize = 8;
 
 /// Rows in the first bucket from which on a new key prefers an emptier second one.
-const SPREAD_FROM: u32 = 4;
+const SPREAD_FROM: u8 = 4;
 
 /// Weight of one request.
 pub(super) const REQUEST_WEIGHT: u32 = 16;
@@ -63,7 +64,23 @@ pub(super) struct Bucket {
     /// A bit for each key of this bucket that went to its second one. Never cleared within an epoch.
     filter: u32,
     /// A bit for each way whose key has a chain of chunks.
-    chained: u32,
+    chained: u8,
+    /// Ways that hold a row: the first ones. Never sinks within an epoch.
+    filled: u8,
+    _unused: u16,
+}
+
+/// What requests add up to.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(super) struct Sums {
+    bytes_in: u64,
+    bytes_out: u64,
+    latency_sum: u64,
+    counts: [u32; COUNTS],
+    latency_max: u32,
+    /// Most requests that came before these and are not among them.
+    pub(super) err: u32,
 }
 
 /// A row.
@@ -72,13 +89,7 @@ pub(super) struct Bucket {
 pub(super) struct Slot {
     /// The key's whole hash.
     pub(super) hash: u64,
-    bytes_in: u64,
-    bytes_out: u64,
-    latency_sum: u64,
-    /// Most requests of this key before it came here.
-    pub(super) err: u32,
-    counts: [u32; COUNTS],
-    latency_max: u32,
+    pub(super) sums: Sums,
     /// 0 or the chain of the key's bytes after the first [`INLINE_BYTES`]. In a harvest: where they start.
     next: u32,
     /// Of the whole key.
@@ -115,9 +126,9 @@ impl Delta {
         timed: false,
     };
 
-    /// Of a keyed observation.
-    #[inline]
-    pub(super) fn of(observation: &Observation<'_>) -> Delta {
+    /// Of a keyed observation, whose response time is given in microseconds.
+    #[inline(always)]
+    pub(super) fn of(observation: &Observation<'_>, micros: Option<u64>) -> Delta {
         let class = match observation.command.class() {
             CommandClass::Retrieval => GETS,
             CommandClass::Storage => STORES,
@@ -127,12 +138,10 @@ impl Delta {
             CommandClass::Other | CommandClass::Keyless => OTHER,
         };
         let get = class == GETS;
-        let micros =
-            observation.latency.map(|latency| u32::try_from(latency.as_micros()).unwrap_or(u32::MAX));
         Delta {
             bytes_in: observation.request_bytes,
             bytes_out: observation.response_bytes,
-            latency: micros.unwrap_or(0),
+            latency: micros.map_or(0, |micros| u32::try_from(micros).unwrap_or(u32::MAX)),
             class: class as u8,
             hit: get && observation.outcome == Outcome::Hit,
             miss: get && observation.outcome == Outcome::Miss,
@@ -152,29 +161,37 @@ impl Delta {
     }
 }
 
-/// What can be added to a row.
+/// What can be added to sums.
 pub(super) trait Addend {
     /// Adds it.
-    fn add_to(&self, slot: &mut Slot);
+    fn add_to(&self, sums: &mut Sums);
 }
 
 impl Addend for Delta {
     #[inline(always)]
-    fn add_to(&self, slot: &mut Slot) {
-        slot.apply(self);
+    fn add_to(&self, sums: &mut Sums) {
+        bump(&mut sums.counts[self.class as usize % COUNTS], true);
+        bump(&mut sums.counts[HITS], self.hit);
+        bump(&mut sums.counts[MISSES], self.miss);
+        bump(&mut sums.counts[ERRORS], self.error);
+        bump(&mut sums.counts[SAMPLES], self.timed);
+        sums.latency_max = sums.latency_max.max(self.latency);
+        sums.latency_sum += u64::from(self.latency);
+        sums.bytes_in = sums.bytes_in.saturating_add(self.bytes_in);
+        sums.bytes_out = sums.bytes_out.saturating_add(self.bytes_out);
     }
 }
 
-/// A row's figures, whatever its key.
-impl Addend for Slot {
-    fn add_to(&self, slot: &mut Slot) {
-        for (mine, theirs) in slot.counts.iter_mut().zip(self.counts) {
+/// All but `err`, which is about one row only.
+impl Addend for Sums {
+    fn add_to(&self, sums: &mut Sums) {
+        for (mine, theirs) in sums.counts.iter_mut().zip(self.counts) {
             *mine = mine.saturating_add(theirs);
         }
-        slot.latency_max = slot.latency_max.max(self.latency_max);
-        slot.latency_sum += self.latency_sum;
-        slot.bytes_in = slot.bytes_in.saturating_add(self.bytes_in);
-        slot.bytes_out = slot.bytes_out.saturating_add(self.bytes_out);
+        sums.latency_max = sums.latency_max.max(self.latency_max);
+        sums.latency_sum += self.latency_sum;
+        sums.bytes_in = sums.bytes_in.saturating_add(self.bytes_in);
+        sums.bytes_out = sums.bytes_out.saturating_add(self.bytes_out);
     }
 }
 
@@ -183,25 +200,12 @@ fn bump(count: &mut u32, by: bool) {
     *count = count.saturating_add(u32::from(by));
 }
 
-impl Slot {
-    /// Without a row.
-    pub(super) const EMPTY: Slot = EMPTY;
+impl Sums {
+    /// Of nothing.
+    pub(super) const NONE: Sums =
+        Sums { bytes_in: 0, bytes_out: 0, latency_sum: 0, counts: [0; COUNTS], latency_max: 0, err: 0 };
 
-    /// Counts a request.
-    #[inline(always)]
-    pub(super) fn apply(&mut self, delta: &Delta) {
-        bump(&mut self.counts[delta.class as usize % COUNTS], true);
-        bump(&mut self.counts[HITS], delta.hit);
-        bump(&mut self.counts[MISSES], delta.miss);
-        bump(&mut self.counts[ERRORS], delta.error);
-        bump(&mut self.counts[SAMPLES], delta.timed);
-        self.latency_max = self.latency_max.max(delta.latency);
-        self.latency_sum += u64::from(delta.latency);
-        self.bytes_in = self.bytes_in.saturating_add(delta.bytes_in);
-        self.bytes_out = self.bytes_out.saturating_add(delta.bytes_out);
-    }
-
-    /// Upper bound of the key's requests.
+    /// Upper bound of the requests.
     #[inline(always)]
     fn upper(&self) -> u32 {
         self.counts[..HITS].iter().fold(self.err, |sum, &count| sum.saturating_add(count))
@@ -227,7 +231,9 @@ impl Slot {
             latency_max_us: u64::from(self.latency_max),
         }
     }
+}
 
+impl Slot {
     /// The key's bytes in a harvested row (all, or those that were kept) and whether some are missing.
     pub(super) fn key<'a>(&'a self, tails: &'a [u8]) -> (&'a [u8], &'a [u8], bool) {
         let length = usize::from(self.length);
@@ -249,14 +255,26 @@ impl Slot {
 }
 
 impl Bucket {
-    #[inline(always)]
-    fn filled(&self) -> u32 {
-        self.weight.iter().map(|&weight| u32::from(weight != 0)).sum()
+    /// Without a row.
+    fn empty(epoch: u32) -> Bucket {
+        Bucket {
+            weight: [0; WAYS],
+            tag: [0; WAYS],
+            epoch,
+            floor: 0,
+            filter: 0,
+            chained: 0,
+            filled: 0,
+            _unused: 0,
+        }
     }
 
-    /// The way of least weight; an empty one if there is one.
+    /// The way for a new row: an empty one if there is one, or that of least weight.
     #[inline(always)]
     fn lightest(&self) -> usize {
+        if usize::from(self.filled) < WAYS {
+            return usize::from(self.filled);
+        }
         let packed = |way: usize| (u64::from(self.weight[way]) << 3) | way as u64;
         ((1..WAYS).fold(packed(0), |least, way| least.min(packed(way))) & 7) as usize
     }
@@ -264,7 +282,7 @@ impl Bucket {
     /// A bit for each way with this tag.
     #[inline(always)]
     fn matching(&self, tag: u16) -> u32 {
-        (0..WAYS).fold(0, |mask, way| mask | (u32::from(self.tag[way] == tag) << way))
+        equal_lanes(&self.tag, tag)
     }
 }
 
@@ -314,6 +332,8 @@ pub(super) struct Table {
     floor: u32,
     /// The epoch before, while it is copied out.
     closing: Option<Closing>,
+    /// Buckets, in parts.
+    touched: Touched,
 }
 
 /// An epoch that has ended and whose rows are being copied out.
@@ -330,7 +350,18 @@ impl Table {
         let slots = arena.carve(buckets * WAYS)?;
         let buckets = arena.carve(buckets)?;
         let chunks = Chunks::new(arena, chunks)?;
-        Some(Table { buckets, slots, chunks, epoch: 1, live: 0, evictions: 0, floor: 0, closing: None })
+        let touched = Touched::new(buckets.len());
+        Some(Table {
+            buckets,
+            slots,
+            chunks,
+            epoch: 1,
+            live: 0,
+            evictions: 0,
+            floor: 0,
+            closing: None,
+            touched,
+        })
     }
 
     /// Rows that it can hold.
@@ -344,8 +375,8 @@ impl Table {
         rows.tails.clear();
         (rows.live, rows.evictions, rows.floor) = (self.live, self.evictions, self.floor);
         rows.kept.begin(self.live, self.sample());
-        let next = if self.live == 0 { self.buckets.len() } else { 0 };
-        self.closing = Some(Closing { epoch: self.epoch, next, rows });
+        self.touched.begin_close();
+        self.closing = Some(Closing { epoch: self.epoch, next: 0, rows });
         if self.epoch == u32::MAX {
             // What was written in the first epochs must not look like new; the sweep does the same to the last one's.
             self.buckets
@@ -367,12 +398,24 @@ impl Table {
         })
     }
 
-    /// Copies the closed epoch's rows out of the next `count` buckets. True: none is left to copy.
-    pub(super) fn sweep(&mut self, count: usize) -> bool {
+    /// Copies the closed epoch's rows out of the next `count` buckets that may have any. True: none is left to copy.
+    pub(super) fn sweep(&mut self, mut count: usize) -> bool {
+        while count > 0 {
+            let next = self.closing.as_ref().and_then(|closing| self.touched.next(closing.next));
+            let Some(from) = next else { return true };
+            let end = (from / PART + 1) * PART;
+            let end = end.min(from.saturating_add(count)).min(self.buckets.len());
+            self.copy(from, end);
+            count -= end - from;
+        }
+        self.closing.as_ref().is_none_or(|closing| self.touched.next(closing.next).is_none())
+    }
+
+    /// Copies the closed epoch's rows out of these buckets.
+    fn copy(&mut self, from: usize, end: usize) {
         let Table { buckets, slots, chunks, closing, .. } = self;
-        let Some(closing) = closing else { return true };
-        let end = closing.next.saturating_add(count).min(buckets.len());
-        for at in closing.next..end {
+        let Some(closing) = closing else { return };
+        for at in from..end {
             // By now its header has come; its rows are on their way while those between are copied.
             const AHEAD: usize = 6;
             if let Some(ahead) = buckets[..end].get(at + AHEAD)
@@ -390,7 +433,6 @@ impl Table {
             }
         }
         closing.next = end;
-        end == buckets.len()
     }
 
     /// The closed epoch's rows, where one was closed; copies what is left to copy.
@@ -424,14 +466,14 @@ impl Table {
     fn again(&mut self, place: Place, delta: &impl Addend, weight: u32) -> Place {
         let sum = &mut self.buckets[place.0 / WAYS].weight[place.0 % WAYS];
         *sum = sum.saturating_add(weight);
-        delta.add_to(&mut self.slots[place.0]);
+        delta.add_to(&mut self.slots[place.0].sums);
         place
     }
 
     /// Upper bound of the requests of the key whose row the last update left in this place.
     #[inline(always)]
     pub(super) fn requests(&self, place: Place) -> u32 {
-        self.slots[place.0].upper()
+        self.slots[place.0].sums.upper()
     }
 
     /// Makes a bucket one of this epoch.
@@ -452,7 +494,8 @@ impl Table {
             closing.rows.take(at, &buckets[at], slots, chunks);
         }
         let epoch = self.epoch;
-        buckets[at] = Bucket { weight: [0; WAYS], tag: [0; WAYS], epoch, floor: 0, filter: 0, chained: 0 };
+        buckets[at] = Bucket::empty(epoch);
+        self.touched.mark(at);
     }
 
     #[inline(always)]
@@ -487,7 +530,7 @@ impl Table {
     fn miss(&mut self, first: usize, hash: u64, key: &[u8], delta: &impl Addend, weight: u32) -> Place {
         let bit = filter_bit(hash);
         let bucket = &self.buckets[first];
-        let (filled, mut err) = (bucket.filled(), bucket.floor);
+        let (filled, mut err) = (bucket.filled, bucket.floor);
         let went_there = bucket.filter & bit != 0;
         let spread = filled >= SPREAD_FROM && bucket.floor == 0;
         let mut at = first;
@@ -500,7 +543,7 @@ impl Table {
                 }
                 err = err.max(self.buckets[second].floor);
             }
-            if spread && self.buckets[second].filled() < filled {
+            if spread && self.buckets[second].filled < filled {
                 at = second;
                 self.buckets[first].filter |= bit;
             }
@@ -522,19 +565,21 @@ impl Table {
         let least = self.buckets[at].weight[way];
         if least == 0 {
             self.live += 1;
+            self.buckets[at].filled += 1;
         } else {
             self.evict(at, way);
         }
         let next = self.store_tail(key);
         let slot = &mut self.slots[at * WAYS + way];
         let inline = key.len().min(INLINE_BYTES);
-        *slot = Slot { hash, err, next, length: key.len() as u8, ..EMPTY };
+        let sums = Sums { err, ..Sums::NONE };
+        *slot = Slot { hash, sums, next, length: key.len() as u8, ..EMPTY };
         slot.key[..inline].copy_from_slice(&key[..inline]);
-        delta.add_to(slot);
+        delta.add_to(&mut slot.sums);
         let bucket = &mut self.buckets[at];
         bucket.tag[way] = tag_of(hash);
         let has_chain = next != 0 && next != TRUNCATED;
-        bucket.chained = bucket.chained & !(1 << way) | u32::from(has_chain) << way;
+        bucket.chained = bucket.chained & !(1 << way) | u8::from(has_chain) << way;
         // Space-Saving's rule: a newcomer weighs what it may have weighed before, so that it is not the next to go.
         bucket.weight[way] = least.max(err.saturating_mul(REQUEST_WEIGHT)).saturating_add(weight);
         Place(at * WAYS + way)
@@ -542,7 +587,7 @@ impl Table {
 
     fn evict(&mut self, at: usize, way: usize) {
         let slot = &self.slots[at * WAYS + way];
-        let (upper, chain) = (slot.upper(), slot.next);
+        let (upper, chain) = (slot.sums.upper(), slot.next);
         if chain != TRUNCATED {
             self.chunks.release(chain);
         }
@@ -579,7 +624,7 @@ impl Table {
             prefetch(&self.slots[at * WAYS + mask.trailing_zeros() as usize]);
             return false;
         }
-        if bucket.filter & filter_bit(hash) != 0 || (bucket.floor == 0 && bucket.filled() >= SPREAD_FROM) {
+        if bucket.filter & filter_bit(hash) != 0 || (bucket.floor == 0 && bucket.filled >= SPREAD_FROM) {
             prefetch(&self.buckets[second_place(hash, self.buckets.len())]);
             return true;
         }
@@ -599,7 +644,7 @@ impl Table {
             second * WAYS
         } else if mask != 0 {
             second * WAYS + mask.trailing_zeros() as usize
-        } else if self.buckets[first].floor == 0 && bucket.filled() < self.buckets[first].filled() {
+        } else if self.buckets[first].floor == 0 && bucket.filled < self.buckets[first].filled {
             second * WAYS + bucket.lightest()
         } else {
             first * WAYS + self.buckets[first].lightest()
@@ -609,18 +654,7 @@ impl Table {
 }
 
 /// A slot without a row.
-const EMPTY: Slot = Slot {
-    hash: 0,
-    bytes_in: 0,
-    bytes_out: 0,
-    latency_sum: 0,
-    err: 0,
-    counts: [0; COUNTS],
-    latency_max: 0,
-    next: 0,
-    length: 0,
-    key: [0; INLINE_BYTES],
-};
+const EMPTY: Slot = Slot { hash: 0, sums: Sums::NONE, next: 0, length: 0, key: [0; INLINE_BYTES] };
 
 /// A table's rows of one interval, copied out.
 #[derive(Default)]

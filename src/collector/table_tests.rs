@@ -30,7 +30,7 @@ impl Table {
         let live = self.buckets.iter().enumerate().filter(|(_, bucket)| bucket.epoch == self.epoch);
         let (mut rows, mut chunks) = (0, 0);
         for (at, bucket) in live {
-            assert!(bucket.floor == 0 || bucket.filled() == WAYS as u32);
+            assert!(bucket.floor == 0 || usize::from(bucket.filled) == WAYS);
             assert!(bucket.floor <= self.floor);
             for way in (0..WAYS).filter(|&way| bucket.weight[way] != 0) {
                 let slot = &self.slots[at * WAYS + way];
@@ -38,7 +38,7 @@ impl Table {
                 if slot.length as usize > INLINE_BYTES && slot.next != TRUNCATED {
                     chunks += (slot.length as usize - INLINE_BYTES).div_ceil(60);
                 }
-                assert!(bucket.weight[way] >= slot.upper().saturating_mul(REQUEST_WEIGHT));
+                assert!(bucket.weight[way] >= slot.sums.upper().saturating_mul(REQUEST_WEIGHT));
                 assert_eq!(bucket.tag[way], tag_of(slot.hash));
                 let (first, second) =
                     (place(slot.hash, self.buckets.len()), second_place(slot.hash, self.buckets.len()));
@@ -95,9 +95,9 @@ proptest! {
                 let place = table.update(hash(number), &key_of(number), &delta, delta.weight(2_000));
                 let upper = table.requests(place);
                 let truth = model.entry(number).or_default();
-                let mut slot = EMPTY;
-                slot.apply(&delta);
-                truth.merge(&slot.counters());
+                let mut sums = Sums::NONE;
+                delta.add_to(&mut sums);
+                truth.merge(&sums.counters());
                 prop_assert!(u64::from(upper) >= truth.requests());
             }
             table.check();
@@ -116,11 +116,11 @@ proptest! {
                         && if truncated { key.starts_with(&whole) } else { key == whole }
                 }).expect("a key that was asked for");
                 let truth = model.remove(&number).expect("no key is listed twice");
-                let own = slot.counters();
+                let own = slot.sums.counters();
                 certain += own.requests();
                 prop_assert!(own.requests() <= truth.requests());
-                prop_assert!(truth.requests() <= own.requests() + u64::from(slot.err));
-                prop_assert!(slot.err != 0 || own == truth);
+                prop_assert!(truth.requests() <= own.requests() + u64::from(slot.sums.err));
+                prop_assert!(slot.sums.err != 0 || own == truth);
             }
             prop_assert!(evictions == 0 || floor > 0);
             for (number, truth) in &model {
@@ -163,11 +163,11 @@ fn counts_stick_at_their_greatest() {
     let mut table = Table::alone(1, 0, 1);
     let once = delta(GETS, u64::MAX);
     table.update(9, b"k", &once, 1);
-    table.slots[0].counts[GETS] = u32::MAX;
+    table.slots[0].sums.counts[GETS] = u32::MAX;
     table.buckets[0].weight[0] = u32::MAX - 1;
     let place = table.update(9, b"k", &once, 16);
     assert_eq!(table.requests(place), u32::MAX);
-    assert_eq!((table.slots[0].counts[GETS], table.slots[0].bytes_in), (u32::MAX, u64::MAX));
+    assert_eq!((table.slots[0].sums.counts[GETS], table.slots[0].sums.bytes_in), (u32::MAX, u64::MAX));
     assert_eq!(table.buckets[0].weight[0], u32::MAX);
     assert_eq!(once.weight(1 << 30), 1 << 24);
 }

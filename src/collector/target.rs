@@ -3,14 +3,13 @@
 use super::arena::Arena;
 use super::flows::Flow;
 use super::harvest::Harvest;
-use super::latency::Latencies;
 use super::numbers::{NUMBER_BYTES, Numbers};
 use super::pairs::{Line, Pairs};
-use super::snapshot::Totals;
 use super::table::{BUCKET_BYTES, Delta, REQUEST_WEIGHT, Rows, Table};
+use super::totals::RunningTotals;
 use super::{Capacity, CollectorError, TargetOptions};
 use crate::anomaly::AnomalyCounts;
-use crate::model::Endpoint;
+use crate::model::{Endpoint, FlowTuple};
 use crate::parser::Observation;
 use crate::reassembly::TargetTally;
 
@@ -51,17 +50,8 @@ pub(super) struct Origin {
 }
 
 impl Origin {
-    /// Of nobody.
-    pub(super) const NONE: Origin = Origin {
-        client: [0; ENDPOINT_BYTES],
-        server: [0; ENDPOINT_BYTES],
-        address_hash: 0,
-        client_hash: 0,
-        server_hash: 0,
-    };
-
-    pub(super) fn new(client: &Endpoint, server: &Endpoint, hash: impl Fn(&[u8]) -> u64) -> Origin {
-        let (client, server) = (encode(client), encode(server));
+    pub(super) fn of(tuple: &FlowTuple, hash: impl Fn(&[u8]) -> u64) -> Origin {
+        let (client, server) = (encode(&tuple.client), encode(&tuple.server));
         // Sixteen bytes or fewer at a time: longer ones take a hash function's slow way.
         let of = |endpoint: &[u8; ENDPOINT_BYTES]| {
             let address = hash(&endpoint[..ADDRESS_BYTES]);
@@ -116,8 +106,7 @@ pub(super) struct Target {
     pairs: Pairs,
     socket_pairs: Pairs,
     numbers: Numbers,
-    totals: Totals,
-    latencies: Latencies,
+    totals: RunningTotals,
     anomalies: AnomalyCounts,
     packets: u64,
     payload_packets: [u64; 2],
@@ -166,8 +155,7 @@ impl Target {
             pairs: Pairs::new(arena, part(PAIRS_PERCENT, line))?,
             socket_pairs: Pairs::new(arena, part(SOCKET_PAIRS_PERCENT, line))?,
             numbers: Numbers::new(arena, part(NUMBERS_PERCENT, NUMBER_BYTES))?,
-            totals: Totals::default(),
-            latencies: Latencies::new(),
+            totals: RunningTotals::new(),
             anomalies: AnomalyCounts::default(),
             packets: 0,
             payload_packets: [0; 2],
@@ -190,14 +178,10 @@ impl Target {
         }
     }
 
-    /// Counts what is exact whatever happens: totals and response times.
-    #[inline]
-    pub(super) fn count(&mut self, observation: &Observation<'_>) {
-        self.totals.observe(observation);
-        if let Some(latency) = observation.latency {
-            let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
-            self.latencies.record(observation.command, micros);
-        }
+    /// Counts what is exact whatever happens: totals and response times, of which this observation's is given in microseconds.
+    #[inline(always)]
+    pub(super) fn count(&mut self, observation: &Observation<'_>, micros: Option<u64>) {
+        self.totals.observe(observation, micros);
         if observation.command.is_keyed() {
             self.keyed_requests += 1;
             self.keyed_bytes = self
@@ -250,43 +234,44 @@ impl Target {
     }
 
     /// Counts what a flow asked for in the tables of clients and servers.
-    pub(super) fn update_origin(&mut self, flow: &Flow) {
-        let Flow { origin, sum, weight, .. } = flow;
-        self.clients.update(origin.address_hash, origin.address(), sum, *weight);
-        self.sockets.update(origin.client_hash, &origin.client, sum, *weight);
+    pub(super) fn update_origin(&mut self, flow: &Flow, hash: impl Fn(&[u8]) -> u64) {
+        let (origin, Flow { sums, weight, .. }) = (Origin::of(&flow.tuple, hash), flow);
+        self.clients.update(origin.address_hash, origin.address(), sums, *weight);
+        self.sockets.update(origin.client_hash, &origin.client, sums, *weight);
         if let Some(servers) = &mut self.servers {
-            servers.update(origin.server_hash, &origin.server, sum, *weight);
+            servers.update(origin.server_hash, &origin.server, sums, *weight);
         }
     }
 
-    /// First step before an update: headers and pair lines.
-    #[inline]
-    pub(super) fn prefetch(&self, request: &Request<'_>, pairs: bool) {
-        self.keys.prefetch_bucket(request.key_hash);
-        if !pairs {
-            return;
-        }
-        self.socket_pairs.prefetch(request.key_hash, request.client_hash);
-        if let Some(number) = request.number {
-            self.pairs.prefetch(request.key_hash, u64::from(number));
-        }
+    /// First step before an update: the header.
+    #[inline(always)]
+    pub(super) fn prefetch_bucket(&self, key_hash: u64) {
+        self.keys.prefetch_bucket(key_hash);
     }
 
-    /// Second step: slots. True: the key wants the third.
-    #[inline]
-    pub(super) fn prefetch_slots(&self, request: &Request<'_>) -> bool {
-        self.keys.prefetch_slot(request.key_hash)
+    /// Second step, when the header has come: the slot. True: the key wants the third.
+    #[inline(always)]
+    pub(super) fn prefetch_slot(&self, key_hash: u64) -> bool {
+        self.keys.prefetch_slot(key_hash)
+    }
+
+    /// Beside the second step: the lines of the pairs.
+    #[inline(always)]
+    pub(super) fn prefetch_pairs(&self, key_hash: u64, client_hash: u64, number: Option<u32>) {
+        self.socket_pairs.prefetch(key_hash, client_hash);
+        if let Some(number) = number {
+            self.pairs.prefetch(key_hash, u64::from(number));
+        }
     }
 
     /// Third step: the slot of a key that may be in its second bucket.
-    #[inline]
-    pub(super) fn prefetch_second(&self, request: &Request<'_>) {
-        self.keys.prefetch_second(request.key_hash);
+    #[inline(always)]
+    pub(super) fn prefetch_second(&self, key_hash: u64) {
+        self.keys.prefetch_second(key_hash);
     }
 
     pub(super) fn add_tally(&mut self, tally: &TargetTally) {
-        let [to_server, to_client] = tally.payload_bytes;
-        self.totals.add_payload(to_server, to_client);
+        self.totals.add_payload(tally.payload_bytes);
         self.anomalies.merge(&tally.anomalies);
         self.packets += tally.packets.iter().sum::<u64>();
         for (mine, theirs) in self.payload_packets.iter_mut().zip(tally.payload_packets) {
@@ -309,8 +294,7 @@ impl Target {
         self.socket_pairs.begin_close(std::mem::take(&mut into.socket_pairs));
         self.addresses = std::mem::take(&mut into.addresses);
         self.numbers.begin_close(&mut self.addresses);
-        into.totals = std::mem::take(&mut self.totals);
-        self.latencies.hand_over(&mut into.latencies);
+        into.totals = self.totals.hand_over(&mut into.latencies);
         into.anomalies = self.anomalies.take();
         into.packets = std::mem::take(&mut self.packets);
         into.payload_packets = std::mem::take(&mut self.payload_packets);

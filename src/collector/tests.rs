@@ -447,7 +447,7 @@ fn memory_that_is_not_there_is_refused_with_its_size() {
     let error =
         Collector::new(&CollectorOptions { targets, seed: None }).err().expect("no machine has 32 TiB");
     let text = error.to_string();
-    assert!(text.starts_with("cannot reserve 35184372088832 bytes for a target's tables: "), "{text}");
+    assert!(text.starts_with("cannot reserve 35184372088832 bytes for tables: "), "{text}");
 }
 
 #[test]

@@ -23,7 +23,15 @@ pub struct Exact {
 
 impl Exact {
     pub fn observe(&mut self, tuple: &FlowTuple, observation: &Observation<'_>) {
-        self.totals.observe(observation);
+        self.totals.counters.observe(&Observation { request_bytes: 0, response_bytes: 0, ..*observation });
+        let command = &mut self.totals.commands[observation.command.index()];
+        command.requests += 1;
+        command.outcomes[observation.outcome.index()] += 1;
+        let notes = observation.notes;
+        let leases = [notes.lease_won, notes.lease_stale, notes.lease_lost];
+        for (count, noted) in self.totals.leases.iter_mut().zip(leases) {
+            *count += u64::from(noted);
+        }
         if observation.command.is_keyed() {
             self.keys.entry(observation.key.to_vec()).or_default().observe(observation);
             self.clients.entry(tuple.client).or_default().observe(observation);
