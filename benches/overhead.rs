@@ -3,7 +3,8 @@
 //!
 //! `cargo bench --bench overhead` starts Debian's memcached in a network namespace of its own (root), drives it from another, and
 //! puts every variant between two runs without: machines drift, and a comparison with a run of some minutes ago shows the drift.
-//! Ratios; medians, with least and most.
+//! Ratios; medians, with least and most. A run is as long as memtap's interval is by default, so that one interval's close and
+//! report are in it. `--rounds N`, `--seconds N` and `--only NAME` (a variant) do less.
 
 #![expect(clippy::print_stdout, reason = "a table is what this program is for")]
 
@@ -11,6 +12,8 @@
 mod netns;
 #[path = "support/raw.rs"]
 mod raw;
+#[expect(dead_code, reason = "each bench takes what it needs")]
+mod support;
 
 use netns::{Pair, SERVER};
 use raw::pin;
@@ -20,6 +23,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
+use support::{argument, is_bench, text_argument};
 
 const CONNECTIONS: usize = 16;
 const KEYS: usize = 1000;
@@ -28,15 +32,24 @@ const KEYS: usize = 1000;
 struct Running(Child);
 
 impl Running {
-    /// Processor time of all its threads so far; zero when it has ended.
+    /// Processor time so far of it and of the programs that it started (tshark has another one capture); zero when it has ended.
     fn processor_time(&self) -> Duration {
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.0.id())).into_iter().flatten().flatten();
-        let nanos = tasks.filter_map(|task| {
-            let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
-            text.split(' ').next()?.parse::<u64>().ok()
-        });
-        Duration::from_nanos(nanos.sum())
+        processor_time(self.0.id())
     }
+}
+
+/// Of all threads of a process, and of its children.
+fn processor_time(process: u32) -> Duration {
+    let tasks = || fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    let nanos = tasks().filter_map(|task| {
+        let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
+        text.split(' ').next()?.parse::<u64>().ok()
+    });
+    let children = tasks().filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let children: Vec<u32> = children
+        .flat_map(|text| text.split(' ').filter_map(|id| id.trim().parse().ok()).collect::<Vec<_>>())
+        .collect();
+    Duration::from_nanos(nanos.sum()) + children.into_iter().map(processor_time).sum::<Duration>()
 }
 
 impl Drop for Running {
@@ -141,7 +154,7 @@ const VARIANTS: [Variant; 4] = [
 fn start(pair: &Pair, variant: &Variant) -> Running {
     let mut command = if variant.memtap {
         let mut command = pair.server.command(env!("CARGO_BIN_EXE_memtap"));
-        command.args(["run", "-w", "1s", "-o", "jsonl", "-q"]).args(variant.program);
+        command.args(["run", "-o", "jsonl", "-q"]).args(variant.program);
         command
     } else {
         let mut command = pair.server.command(variant.program[0]);
@@ -186,10 +199,16 @@ fn shown(values: impl Iterator<Item = f64>, digits: usize) -> String {
 
 fn main() {
     // `cargo test` runs every bench once, to see that it can.
-    let quick = !std::env::args().any(|argument| argument == "--bench");
-    let (rounds, length) =
-        if quick { (1, Duration::from_millis(100)) } else { (7, Duration::from_millis(1500)) };
-    let variants = if quick { &VARIANTS[..2] } else { &VARIANTS[..] };
+    let quick = !is_bench();
+    let rounds = argument("rounds", if quick { 1 } else { 5 }) as usize;
+    let length = match argument("seconds", if quick { 0 } else { 10 }) {
+        0 => Duration::from_millis(100),
+        seconds => Duration::from_secs(seconds),
+    };
+    let only = text_argument("only");
+    let wanted = |variant: &&Variant| only.as_ref().is_none_or(|only| only == variant.name);
+    let variants: Vec<Variant> =
+        VARIANTS.iter().filter(wanted).take(if quick { 2 } else { VARIANTS.len() }).copied().collect();
     println!(
         "closed loop, {CONNECTIONS} connections, one request and one answer each at a time; ratios to the runs without"
     );

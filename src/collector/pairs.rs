@@ -227,16 +227,17 @@ impl Pairs {
         }
         let line = &mut self.lines[at];
         let (key, client) = (key_hash as u32, client as u32);
-        let mut least = 0;
-        for way in 0..PAIRS_PER_LINE {
-            if line.key[way] == key && line.client[way] == client && line.count[way] != 0 {
-                line.count[way] = line.count[way].saturating_add(1);
-                return;
-            }
-            if line.count[way] < line.count[least] {
-                least = way;
-            }
+        // All ways are looked at, without a branch between them: where a pair is cannot be foreseen.
+        let is_there =
+            |way: usize| (line.key[way] == key) & (line.client[way] == client) & (line.count[way] != 0);
+        let there = (0..PAIRS_PER_LINE).fold(0_u32, |mask, way| mask | u32::from(is_there(way)) << way);
+        if there != 0 {
+            let count = &mut line.count[there.trailing_zeros() as usize];
+            *count = count.saturating_add(1);
+            return;
         }
+        let weighed = |way: usize| (u64::from(line.count[way]) << 3) | way as u64;
+        let least = ((1..PAIRS_PER_LINE).fold(weighed(0), |least, way| least.min(weighed(way))) & 7) as usize;
         let pushed_out = line.count[least];
         if pushed_out == 0 {
             self.live += 1;
