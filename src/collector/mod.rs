@@ -312,9 +312,10 @@ impl Collector {
     fn count_flows(&mut self) {
         let Collector { targets, hasher, batch, flows, .. } = self;
         for waiting in &mut batch.waiting[..batch.count] {
-            let Waiting { tuple, spot, .. } = *waiting;
-            let known = flows.find(spot, &tuple);
-            let at = known.unwrap_or_else(|| meet(targets, flows, spot, &tuple, |bytes| hash(hasher, bytes)));
+            // By reference: a copy would be read back in other widths than it is written in, which stalls.
+            let (tuple, spot) = (&waiting.tuple, waiting.spot);
+            let known = flows.find(spot, tuple);
+            let at = known.unwrap_or_else(|| meet(targets, flows, spot, tuple, |bytes| hash(hasher, bytes)));
             let flow = flows.at(at);
             flow.count(&waiting.delta, waiting.weight);
             (waiting.client_hash, waiting.number) = (flow.client_hash, flow.number());
