@@ -122,6 +122,16 @@ impl<'a> Packets<'a> {
         self.place
     }
 
+    /// The bytes from the next packet's header on.
+    #[inline]
+    pub fn rest(&self) -> &'a [u8] {
+        self.place
+            .next
+            .checked_sub(BLOCK_PREFIX_BYTES)
+            .and_then(|next| self.bytes.get(next..))
+            .unwrap_or_default()
+    }
+
     /// When the next packet came; nothing when the walk is over, or cannot go on.
     pub fn next_timestamp(&self) -> Option<Timestamp> {
         if self.is_over() { None } else { self.read().map(|(captured, _)| captured.packet.timestamp) }
@@ -138,10 +148,9 @@ impl<'a> Packets<'a> {
     }
 
     /// The packet whose header is at `next`, and the distance to the one behind it.
+    #[inline(always)]
     fn read(&self) -> Option<(Captured<'a>, usize)> {
-        // What precedes the first packet's header is the block's own.
-        let start = self.place.next.checked_sub(BLOCK_PREFIX_BYTES)?;
-        let entry = self.bytes.get(start..)?;
+        let entry = self.rest();
         let header: &[u8; PACKET_HEADER_BYTES] = entry.first_chunk()?;
         let captured_bytes = u32_at(header, 12) as usize;
         let wire_bytes = u32_at(header, 16);

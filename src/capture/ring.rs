@@ -570,6 +570,8 @@ impl Block<'_> {
             None => Packets::new(bytes),
         };
         while let Some(captured) = packets.next_until(last) {
+            // The next packet comes from another core's cache while this one is worked on.
+            prefetch(packets.rest());
             emit(captured);
         }
         if !packets.is_over() {
@@ -581,6 +583,24 @@ impl Block<'_> {
         let header = BlockHeader::read(bytes);
         self.ring.note_block(header, is_damaged);
     }
+}
+
+/// Asks the processor to fetch the headers of the packet that begins here. Does nothing where we know no instruction for it.
+#[inline(always)]
+fn prefetch(packet: &[u8]) {
+    /// Header of the ring, and those of link, network and transport.
+    const HEADERS_BYTES: usize = 192;
+    #[cfg(target_arch = "x86_64")]
+    if let Some(headers) = packet.first_chunk::<HEADERS_BYTES>() {
+        for line in headers.as_chunks::<64>().0 {
+            // SAFETY: a prefetch reads nothing, and the address is that of a borrowed array; SSE is part of x86_64.
+            unsafe {
+                std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast());
+            }
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = packet;
 }
 
 impl Drop for Block<'_> {
