@@ -8,6 +8,7 @@
 )]
 
 pub mod exact;
+pub mod long;
 pub mod readback;
 pub mod scenario;
 pub mod transform;
