@@ -117,9 +117,9 @@ fn observation(key: &[u8], number: u32) -> Observation<'_> {
 type Contender = Box<dyn FnMut(&Trace) -> u64>;
 
 fn timed(mut work: impl FnMut()) -> u64 {
-    let before = cpu_nanos();
+    let before = support::cpu_nanos();
     work();
-    cpu_nanos() - before
+    support::cpu_nanos() - before
 }
 
 fn compare(trace: &Trace, rounds: usize) {
@@ -325,11 +325,4 @@ fn closing(observations: usize, rounds: usize) {
             begins[begins.len() / 2],
         );
     }
-}
-
-/// CPU time of this thread, nanoseconds.
-fn cpu_nanos() -> u64 {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("a kernel with schedstat");
-    let nanos = text.split(' ').next().and_then(|field| field.parse().ok());
-    nanos.expect("the first field of schedstat is a number")
 }

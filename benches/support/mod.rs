@@ -120,3 +120,10 @@ pub(crate) fn argument(name: &str, otherwise: u64) -> u64 {
 pub(crate) fn is_bench() -> bool {
     std::env::args().any(|argument| argument == "--bench")
 }
+
+/// CPU time of this thread, nanoseconds.
+pub(crate) fn cpu_nanos() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("a kernel with schedstat");
+    let nanos = text.split(' ').next().and_then(|field| field.parse().ok());
+    nanos.expect("the first field of schedstat is a number")
+}
