@@ -4,7 +4,8 @@
 //! amount of work, and nothing on the way allocates, locks or waits. When an interval closes, its rows are copied into
 //! a [`Harvest`], which travels to the reporter, where [`merge()`] makes a [`snapshot::Snapshot`] of all workers' harvests.
 //! Closing does not stop the observations: tables count in a new epoch at once, a bucket of the old one is copied before an
-//! update takes its place, and a sweep copies the others slice by slice.
+//! update takes its place, and a sweep copies the others slice by slice. [`window`] adds a target's snapshots of consecutive intervals
+//! up, and [`Union`] the reports of several machines.
 //!
 //! Figures are exact while the tables have room. When they have not, every row says by how much it can be wrong
 //! (`err`), and every snapshot what an unlisted row can have had ([`snapshot::Bounds`]). The requests in doubt, `err` of them, stand among a
@@ -24,11 +25,13 @@ mod table;
 mod target;
 mod totals;
 mod touched;
+mod union;
 pub mod window;
 
 pub use harvest::Harvest;
 pub use latency::ResponseTimes;
 pub use merge::merge;
+pub use union::{Union, Unlisted};
 
 use crate::model::{FlowTuple, TargetId};
 use crate::parser::Observation;
