@@ -48,6 +48,12 @@ pub enum Action {
     /// Live, or of recordings. Live the default is -n 1, and the interval that has begun already is left out. Reports go to standard
     /// output, whatever the file says.
     Report(ReportArgs),
+    /// Add reports of several machines or intervals up, each figure with its bound.
+    ///
+    /// Reads what `run`, `replay` and `report` wrote with -o jsonl, and prints one report for each target. Best exported with -k 0:
+    /// a row that a report does not list may have had as much as that report's bound for unlisted rows. Reports go to standard
+    /// output, whatever the file says; options of capture have no meaning here.
+    Merge(MergeArgs),
     /// Watch live: hot keys, hot clients and one level deeper, on a screen that can be searched.
     ///
     /// Attaches to a running `memtap run` where one listens on its control socket, unless options say what to
@@ -108,6 +114,17 @@ pub struct ReportArgs {
     /// End with exit code 3 when this holds in any report: 'key_share > 0.3 and requests >= 1000'. May be given several times.
     #[arg(long, value_name = "CONDITION")]
     pub fail_if: Vec<String>,
+    /// The common options.
+    #[command(flatten)]
+    pub options: Options,
+}
+
+/// What `merge` takes.
+#[derive(Clone, Debug, Args)]
+pub struct MergeArgs {
+    /// Reports in JSON Lines. "-" is standard input.
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
     /// The common options.
     #[command(flatten)]
     pub options: Options,
@@ -385,7 +402,7 @@ pub fn command() -> clap::Command {
     let one_at_a_time = |arg: clap::Arg| arg.num_args(1);
     let with_files =
         |command: clap::Command| command.mut_arg("interface", one_at_a_time).mut_arg("target", one_at_a_time);
-    let command = ["replay", "stat", "report"]
+    let command = ["replay", "stat", "report", "merge"]
         .into_iter()
         .fold(Cli::command(), |command, name| command.mut_subcommand(name, with_files));
     describe(command)

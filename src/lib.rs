@@ -28,7 +28,7 @@
 //! | [`reassembly`] | segments, datagrams | stream events | flow table, holes, acknowledgements, UDP exchanges |
 //! | [`parser`] | stream events | observations | memcached's protocols, pairing of requests and responses |
 //! | [`collector`] | observations | snapshots | tables with a byte budget, harvest, merge, rankings |
-//! | [`report`] | snapshots | text | tables, JSON Lines, CSV, Markdown, lines, findings, conditions, escaping, privacy |
+//! | [`report`] | snapshots | text | tables, JSON Lines (both ways), CSV, Markdown, lines, findings, conditions, escaping, privacy, merging of reports |
 //! | [`pipeline`] | packets | observations | composes decode, reassembly and parser |
 //! | [`runtime`] | configuration | reports | threads, clock, signals, interfaces that come and go, log; one file for each command |
 //! | [`top`] | snapshots, key presses | a screen | the live screen: state machine, views, drawing |

@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         Action::Replay(arguments) => runtime::replay(&arguments),
         Action::Stat(arguments) => runtime::stat(&arguments),
         Action::Report(arguments) => runtime::report(&arguments),
+        Action::Merge(arguments) => runtime::merge(&arguments),
         Action::Top(arguments) => runtime::top(&arguments),
         Action::Target(arguments) => runtime::target(&arguments),
         Action::Doctor(arguments) => runtime::doctor(&arguments),

@@ -135,7 +135,7 @@ fn exit_codes_are_in_the_manual() {
 fn completions_know_commands_and_flags() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = stdout(&["completions", shell]);
-        for word in ["replay", "doctor", "fail-if", "clients-per-key", "out-mode"] {
+        for word in ["replay", "merge", "doctor", "fail-if", "clients-per-key", "out-mode"] {
             assert!(script.contains(word), "{word} is not in the completions for {shell}");
         }
         // The generators for the other shells leave values out.

@@ -3,6 +3,7 @@
 
 use super::findings::{self, Finding};
 use super::groups::{Tally, by_group, by_shape};
+use super::merged::Merged;
 use super::options::{ClientView, Metric, ReportOptions};
 use super::privacy::PrivacyMode;
 use crate::anomaly::Anomaly;
@@ -15,6 +16,8 @@ use std::cmp::Ordering;
 /// themselves.
 pub(crate) struct Shown<'a> {
     snapshot: Cow<'a, Snapshot>,
+    /// As it was before the filter, where there is one.
+    unfiltered: Option<&'a Snapshot>,
     groups: Vec<Tally>,
     shapes: Vec<Tally>,
     options: &'a ReportOptions,
@@ -30,13 +33,20 @@ impl<'a> Shown<'a> {
         for (key, _) in groups.iter_mut().chain(&mut shapes).filter_map(|tally| tally.top_key.as_mut()) {
             *key = options.privacy.mask(key);
         }
-        Shown { snapshot: options.privacy.apply(filtered), groups, shapes, options }
+        let unfiltered = options.filter.is_some().then_some(snapshot);
+        Shown { snapshot: options.privacy.apply(filtered), unfiltered, groups, shapes, options }
     }
 
     /// Without the sums over groups and shapes, for where only the hottest rows are asked for.
     pub(crate) fn rows_only(snapshot: &'a Snapshot, options: &'a ReportOptions) -> Shown<'a> {
         let filtered = filtered(snapshot, options);
-        Shown { snapshot: options.privacy.apply(filtered), groups: Vec::new(), shapes: Vec::new(), options }
+        Shown {
+            snapshot: options.privacy.apply(filtered),
+            unfiltered: options.filter.is_some().then_some(snapshot),
+            groups: Vec::new(),
+            shapes: Vec::new(),
+            options,
+        }
     }
 
     /// The sums over shapes, in no particular order; none where only rows were asked for.
@@ -77,6 +87,7 @@ impl<'a> Shown<'a> {
         let missed = snapshot.keys.iter().filter(|row| row.counters.misses > 0);
         let mut contents = Contents {
             snapshot,
+            unfiltered: self.unfiltered,
             options,
             hot_keys: rank(&snapshot.keys, options.by, options.top),
             missed_keys: rank(missed, Metric::Misses, options.top),
@@ -103,6 +114,8 @@ fn filtered<'a>(snapshot: &'a Snapshot, options: &ReportOptions) -> Cow<'a, Snap
 pub(crate) struct Contents<'a> {
     /// The figures, as they may be shown.
     pub snapshot: &'a Snapshot,
+    /// The figures before the filter, keys as they are; not to be shown.
+    pub unfiltered: Option<&'a Snapshot>,
     /// What was asked for.
     pub options: &'a ReportOptions,
     /// Keys by the chosen metric.
@@ -133,6 +146,19 @@ impl<'a> Contents<'a> {
             0 => &row.clients,
             n => &row.clients[..n.min(row.clients.len())],
         }
+    }
+
+    /// The machine that captured, or those whose reports were merged.
+    pub(crate) fn host(&self) -> Cow<'a, str> {
+        match self.merged() {
+            Some(merged) => Cow::Owned(merged.hosts()),
+            None => Cow::Borrowed(&self.options.host),
+        }
+    }
+
+    /// What the report was merged from, when it was.
+    pub(crate) fn merged(&self) -> Option<&'a Merged> {
+        self.options.merged.iter().find(|merged| merged.target == self.snapshot.target)
     }
 
     /// Whether nothing at all was captured of the target.

@@ -52,7 +52,7 @@ pub(super) fn write(out: &mut impl Write, contents: &Contents<'_>) -> io::Result
         writer: ::csv::WriterBuilder::new().has_headers(false).from_writer(out),
         start: units::instant(snapshot.start),
         interval_s: units::seconds(snapshot.length()),
-        host: escape_name(&contents.options.host),
+        host: escape_name(&contents.host()),
         target: escape_name(&snapshot.target),
     };
     lines.write(&Item { kind: "total", ..Item::of_counters(&snapshot.totals.counters) })?;

@@ -2,16 +2,18 @@
 
 use super::contents::{Contents, loss_share, ratio};
 use super::escape::{escape, shorten};
+use super::privacy::PrivacyMode;
 use super::units;
 use crate::anomaly::Anomaly;
 use crate::capture::ladder::Rung;
 use crate::model::Outcome;
+use std::borrow::Cow;
 
 /// What stands out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Finding {
     /// Its stable name.
-    pub id: &'static str,
+    pub id: Cow<'static, str>,
     /// The sentence.
     pub text: String,
 }
@@ -70,6 +72,10 @@ pub(crate) fn find(contents: &Contents<'_>) -> Vec<Finding> {
     for rule in RULES {
         rule(contents, &mut findings);
     }
+    if let Some(merged) = contents.merged() {
+        let shows_keys = contents.options.privacy.mode() == PrivacyMode::Full;
+        findings.extend(merged.findings(shows_keys));
+    }
     findings
 }
 
@@ -87,7 +93,7 @@ fn no_packets(contents: &Contents<'_>, findings: &mut Vec<Finding>) {
             "no packet of {} was captured: are address, port and interface right, and does its traffic pass here?",
             contents.snapshot.address
         );
-        findings.push(Finding { id: "no-packets", text });
+        findings.push(Finding { id: "no-packets".into(), text });
     }
 }
 
@@ -101,7 +107,7 @@ fn no_requests(contents: &Contents<'_>, findings: &mut Vec<Finding>) {
             units::count(packets),
             units::count(payload)
         );
-        findings.push(Finding { id: "no-requests", text });
+        findings.push(Finding { id: "no-requests".into(), text });
     }
 }
 
@@ -115,7 +121,7 @@ fn one_direction(contents: &Contents<'_>, findings: &mut Vec<Finding>) {
         _ => return,
     };
     let text = format!("only {seen} are seen, no {missing}: {cost}; capture both directions");
-    findings.push(Finding { id: "one-direction", text });
+    findings.push(Finding { id: "one-direction".into(), text });
 }
 
 fn capture_loss(contents: &Contents<'_>, findings: &mut Vec<Finding>) {
@@ -126,7 +132,7 @@ fn capture_loss(contents: &Contents<'_>, findings: &mut Vec<Finding>) {
             _ => "rows may be short by as much; a bigger ring (--ring-mb) or more --workers may help",
         };
         let text = format!("{}% of the traffic was lost: {advice}", units::percent(lost, whole, 2));
-        findings.push(Finding { id: "capture-loss", text });
+        findings.push(Finding { id: "capture-loss".into(), text });
     }
 }
 
@@ -134,7 +140,7 @@ fn kept_less(contents: &Contents<'_>, findings: &mut Vec<Finding>) {
     let rung = contents.snapshot.health.rung;
     if rung != Rung::Full {
         let text = format!("the load ladder kept {} only: {}", rung.name(), rung.cost());
-        findings.push(Finding { id: "load-ladder", text });
+        findings.push(Finding { id: "load-ladder".into(), text });
     }
 }
 
@@ -146,7 +152,7 @@ fn worker_restarts(contents: &Contents<'_>, findings: &mut Vec<Finding>) {
             units::count(restarts),
             units::count(contents.snapshot.loss.worker_lost)
         );
-        findings.push(Finding { id: "worker-restart", text });
+        findings.push(Finding { id: "worker-restart".into(), text });
     }
 }
 
@@ -160,7 +166,7 @@ fn ring_nearly_full(contents: &Contents<'_>, findings: &mut Vec<Finding>) {
             "the ring was {}% full: a bigger one (--ring-mb) keeps what comes while memtap has no turn",
             units::percent(fill.0, fill.1, 0)
         );
-        findings.push(Finding { id: "ring-nearly-full", text });
+        findings.push(Finding { id: "ring-nearly-full".into(), text });
     }
 }
 
@@ -168,7 +174,7 @@ fn tls(contents: &Contents<'_>, findings: &mut Vec<Finding>) {
     let flows = anomaly(contents, Anomaly::TlsFlow);
     if flows > 0 {
         let text = format!("{} connections speak TLS: what is inside cannot be seen", units::count(flows));
-        findings.push(Finding { id: "tls", text });
+        findings.push(Finding { id: "tls".into(), text });
     }
 }
 
@@ -176,7 +182,7 @@ fn unknown_protocol(contents: &Contents<'_>, findings: &mut Vec<Finding>) {
     let flows = anomaly(contents, Anomaly::UnknownProtocolFlow);
     if flows > 0 {
         let text = format!("{} connections speak a protocol that is not memcached's", units::count(flows));
-        findings.push(Finding { id: "unknown-protocol", text });
+        findings.push(Finding { id: "unknown-protocol".into(), text });
     }
 }
 
@@ -187,7 +193,7 @@ fn proxy_headers(contents: &Contents<'_>, findings: &mut Vec<Finding>) {
             "{} connections begin with a PROXY header, which memcached does not know: their clients are a load balancer's",
             units::count(flows)
         );
-        findings.push(Finding { id: "proxy-header", text });
+        findings.push(Finding { id: "proxy-header".into(), text });
     }
 }
 
@@ -198,7 +204,7 @@ fn clock_set_back(contents: &Contents<'_>, findings: &mut Vec<Finding>) {
             "the clock was set back, {} times: rates and response times around that moment mean little",
             units::count(times)
         );
-        findings.push(Finding { id: "clock-set-back", text });
+        findings.push(Finding { id: "clock-set-back".into(), text });
     }
 }
 
@@ -210,7 +216,7 @@ fn hot_key_share(contents: &Contents<'_>, findings: &mut Vec<Finding>) {
         if requests >= REQUESTS_MIN && ratio((certain, requests)) > KEY_SHARE_MAX {
             let share = units::percent(row.counters.requests(), requests, 1);
             let text = format!("{} takes {share}% of all requests", key_text(&row.key));
-            findings.push(Finding { id: "hot-key-share", text });
+            findings.push(Finding { id: "hot-key-share".into(), text });
         }
     }
 }
@@ -230,7 +236,7 @@ fn hot_key_misses(contents: &Contents<'_>, findings: &mut Vec<Finding>) {
             units::count(row.counters.gets),
             units::percent(row.counters.hits, known, 1)
         );
-        findings.push(Finding { id: "hot-key-misses", text });
+        findings.push(Finding { id: "hot-key-misses".into(), text });
     }
 }
 
@@ -245,7 +251,7 @@ fn hot_client_share(contents: &Contents<'_>, findings: &mut Vec<Finding>) {
         if requests >= REQUESTS_MIN && ratio((certain, requests)) > CLIENT_SHARE_MAX {
             let share = units::percent(row.counters.requests(), requests, 1);
             let text = format!("{} sends {share}% of all requests", row.client.ip());
-            findings.push(Finding { id: "hot-client-share", text });
+            findings.push(Finding { id: "hot-client-share".into(), text });
         }
     }
 }
@@ -257,7 +263,7 @@ fn large_values(contents: &Contents<'_>, findings: &mut Vec<Finding>) {
     });
     for (row, mean) in large.take(SAME_KIND_MAX) {
         let text = format!("{} is answered with {} for each hit", key_text(&row.key), units::bytes(mean));
-        findings.push(Finding { id: "large-value", text });
+        findings.push(Finding { id: "large-value".into(), text });
     }
 }
 
@@ -266,7 +272,7 @@ fn errors(contents: &Contents<'_>, findings: &mut Vec<Finding>) {
     let (errors, requests) = (contents.snapshot.totals.counters.errors, contents.requests());
     if requests >= REQUESTS_MIN && ratio((errors, requests)) > ERROR_SHARE_MAX {
         let text = format!("{} requests are answered by an error", units::count(errors));
-        findings.push(Finding { id: "errors", text });
+        findings.push(Finding { id: "errors".into(), text });
     }
 }
 
@@ -275,7 +281,7 @@ fn refused_values(contents: &Contents<'_>, findings: &mut Vec<Finding>) {
     let refused: u64 = commands.map(|command| command.outcomes[Outcome::TooLarge.index()]).sum();
     if refused > 0 {
         let text = format!("{} values were refused for their size", units::count(refused));
-        findings.push(Finding { id: "value-too-large", text });
+        findings.push(Finding { id: "value-too-large".into(), text });
     }
 }
 
@@ -288,7 +294,7 @@ fn unparsed(contents: &Contents<'_>, findings: &mut Vec<Finding>) {
         let share = units::percent(part.0, part.1, 1);
         let text =
             format!("{share}% of the captured bytes could not be parsed: rows may be short by as much");
-        findings.push(Finding { id: "unparsed", text });
+        findings.push(Finding { id: "unparsed".into(), text });
     }
 }
 
@@ -301,7 +307,7 @@ fn mid_stream(contents: &Contents<'_>, findings: &mut Vec<Finding>) {
             units::count(flows),
             units::count(connections)
         );
-        findings.push(Finding { id: "mid-stream", text });
+        findings.push(Finding { id: "mid-stream".into(), text });
     }
 }
 
@@ -309,7 +315,7 @@ fn flows_shed(contents: &Contents<'_>, findings: &mut Vec<Finding>) {
     let flows = anomaly(contents, Anomaly::FlowShed);
     if flows > 0 {
         let text = format!("{} connections were let go because the flow table was full", units::count(flows));
-        findings.push(Finding { id: "flows-shed", text });
+        findings.push(Finding { id: "flows-shed".into(), text });
     }
 }
 
@@ -326,6 +332,6 @@ fn evictions(contents: &Contents<'_>, findings: &mut Vec<Finding>) {
             units::count(bounds.client),
             units::count(bounds.pair)
         );
-        findings.push(Finding { id: "evictions", text });
+        findings.push(Finding { id: "evictions".into(), text });
     }
 }

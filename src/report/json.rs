@@ -3,8 +3,13 @@
 use super::contents::{Contents, Ranked};
 use super::escape::escape;
 use super::groups::Tally;
+use super::merged::Merged;
+use super::options::ClientView;
+use super::privacy::PrivacyMode;
 use super::units;
+use super::unlisted::unlisted;
 use crate::anomaly::Anomaly;
+use crate::collector::Unlisted;
 use crate::collector::snapshot::{
     CaptureHealth, ClientRow, Counters, KeyRow, LatencySummary, PairRow, ServerRow, Snapshot,
 };
@@ -32,7 +37,7 @@ fn interval<'a>(contents: &'a Contents<'a>) -> impl Serialize + 'a {
     IntervalJson {
         v: VERSION,
         r#type: "interval",
-        host: &contents.options.host,
+        host: contents.host(),
         target: &snapshot.target,
         address: &snapshot.address,
         start: units::instant(snapshot.start),
@@ -57,7 +62,7 @@ fn interval<'a>(contents: &'a Contents<'a>) -> impl Serialize + 'a {
         findings: contents
             .findings
             .iter()
-            .map(|finding| FindingJson { id: finding.id, text: &finding.text })
+            .map(|finding| FindingJson { id: &finding.id, text: &finding.text })
             .collect(),
         partial: snapshot.partial,
         ranked_by: contents.options.by.name(),
@@ -68,6 +73,22 @@ fn interval<'a>(contents: &'a Contents<'a>) -> impl Serialize + 'a {
         command_latency_us: CommandLatencyJson(snapshot),
         leases: LeasesJson::new(snapshot),
         capture: CaptureJson::new(&snapshot.health),
+        unlisted: UnlistedJson::new(contents),
+        histograms_us: HistogramsJson(snapshot),
+        privacy: privacy_of(contents).0,
+        key_secret: privacy_of(contents).1,
+        merged: contents.merged().map(MergedJson::new),
+    }
+}
+
+/// How the keys are shown: as those of the reports that were merged, unless these showed them as they are.
+fn privacy_of(contents: &Contents<'_>) -> (&'static str, Option<String>) {
+    let ours = &contents.options.privacy;
+    match contents.merged() {
+        Some(merged) if ours.mode() == PrivacyMode::Full => {
+            (merged.privacy.name(), merged.key_secret.clone())
+        }
+        _ => (ours.mode().name(), ours.secret_name()),
     }
 }
 
@@ -75,7 +96,7 @@ fn interval<'a>(contents: &'a Contents<'a>) -> impl Serialize + 'a {
 struct IntervalJson<'a, K, C, M, S, G, H> {
     v: u32,
     r#type: &'static str,
-    host: &'a str,
+    host: Cow<'a, str>,
     target: &'a str,
     address: &'a str,
     start: String,
@@ -106,6 +127,79 @@ struct IntervalJson<'a, K, C, M, S, G, H> {
     command_latency_us: CommandLatencyJson<'a>,
     leases: LeasesJson,
     capture: CaptureJson,
+    // What merging takes.
+    unlisted: UnlistedJson,
+    histograms_us: HistogramsJson<'a>,
+    privacy: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key_secret: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    merged: Option<MergedJson<'a>>,
+}
+
+#[derive(Serialize)]
+struct UnlistedJson {
+    key: u64,
+    client: u64,
+    pair: u64,
+    server: u64,
+}
+
+impl UnlistedJson {
+    fn new(contents: &Contents<'_>) -> UnlistedJson {
+        let Unlisted { key, client, socket, server, pair } = unlisted(contents);
+        let client = match contents.options.client {
+            ClientView::Ip => client,
+            ClientView::Socket => socket,
+        };
+        UnlistedJson { key, client, pair, server }
+    }
+}
+
+/// By verb the longest time and the cells of the histogram.
+struct HistogramsJson<'a>(&'a Snapshot);
+
+impl Serialize for HistogramsJson<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let cells = self.0.totals.response_times.cells();
+        serializer
+            .collect_map(cells.map(|(command, max, cells)| (command.name(), HistogramJson { max, cells })))
+    }
+}
+
+#[derive(Serialize)]
+struct HistogramJson {
+    max: u64,
+    /// Microseconds, count.
+    cells: Vec<(u64, u64)>,
+}
+
+#[derive(Serialize)]
+struct MergedJson<'a> {
+    reports: u64,
+    sources: Vec<MergedSourceJson<'a>>,
+}
+
+#[derive(Serialize)]
+struct MergedSourceJson<'a> {
+    host: &'a str,
+    reports: u64,
+    start: String,
+    end: String,
+    covered_us: u64,
+}
+
+impl MergedJson<'_> {
+    fn new(merged: &Merged) -> MergedJson<'_> {
+        let sources = merged.sources.iter().map(|source| MergedSourceJson {
+            host: &source.host,
+            reports: source.reports,
+            start: units::instant(source.start),
+            end: units::instant(source.end),
+            covered_us: u64::try_from(source.covered.as_micros()).unwrap_or(u64::MAX),
+        });
+        MergedJson { reports: merged.reports(), sources: sources.collect() }
+    }
 }
 
 #[derive(Serialize)]
@@ -294,7 +388,7 @@ impl LeasesJson {
 
 #[derive(Serialize)]
 struct FindingJson<'a> {
-    id: &'static str,
+    id: &'a str,
     text: &'a str,
 }
 
@@ -344,6 +438,8 @@ struct KeyJson<'a, P> {
     // Added: the table held only the first bytes of the key.
     #[serde(skip_serializing_if = "is_false")]
     key_truncated: bool,
+    /// What a mean of several reports takes, here as in the other rows.
+    latency_samples: u64,
 }
 
 impl<'a> KeyJson<'a, ()> {
@@ -362,6 +458,7 @@ impl<'a> KeyJson<'a, ()> {
             latency_us: MeanJson::new(&row.counters),
             clients: Lazy(move || contents.clients_of(row).iter().map(PairJson::new)),
             key_truncated: row.truncated,
+            latency_samples: row.counters.latency_samples,
         }
     }
 }
@@ -402,6 +499,7 @@ struct ClientJson<'a> {
     arithmetic: u64,
     other: u64,
     errors: u64,
+    latency_samples: u64,
 }
 
 impl<'a> ClientJson<'a> {
@@ -428,6 +526,7 @@ impl<'a> ClientJson<'a> {
             arithmetic: counters.arithmetic,
             other: counters.other,
             errors: counters.errors,
+            latency_samples: counters.latency_samples,
         }
     }
 }
@@ -464,6 +563,7 @@ struct ServerJson<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     top_key_b64: Option<String>,
     top_key_requests: u64,
+    latency_samples: u64,
 }
 
 impl<'a> ServerJson<'a> {
@@ -481,6 +581,7 @@ impl<'a> ServerJson<'a> {
             top_key,
             top_key_b64,
             top_key_requests,
+            latency_samples: row.counters.latency_samples,
         }
     }
 }

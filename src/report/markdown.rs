@@ -22,6 +22,9 @@ pub(crate) fn write_heading(out: &mut impl Write, contents: &Contents<'_>) -> io
     writeln!(out, "### {}\n", first.join(", "))?;
     let rest: Vec<String> = rest.iter().map(|piece| plain(piece)).collect();
     writeln!(out, "{}\n", rest.join(", "))?;
+    if let Some(merged) = contents.merged() {
+        write_line(out, &merged.heading())?;
+    }
     if let Some(filter) = &contents.options.filter {
         let filter = code(&filter.shown());
         writeln!(out, "Filter {filter} (rows only: totals, commands and losses are of all traffic)\n")?;

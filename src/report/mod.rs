@@ -13,13 +13,16 @@ mod findings;
 pub(crate) mod groups;
 pub(crate) mod json;
 pub(crate) mod markdown;
+mod merged;
 mod nearest;
 mod options;
 mod privacy;
+mod read;
 pub(crate) mod sections;
 mod stat;
 pub(crate) mod table;
 pub(crate) mod units;
+mod unlisted;
 pub(crate) mod views;
 
 pub use condition::{Comparison, Condition, Figure};
@@ -27,9 +30,11 @@ pub use escape::{escape, escape_name, shorten, unescape};
 pub(crate) use filter::regex_reason;
 pub use filter::{Filter, FilterError};
 pub use groups::{KeyGroup, shape};
+pub use merged::{MergeError, Merged, MergedSource, ReportMerge};
 pub(crate) use nearest::nearest;
 pub use options::{ClientView, EndpointSeen, Metric, OutputFormat, ReportOptions, SeenElsewhere, SourceSeen};
 pub use privacy::{HashSecret, Privacy, PrivacyMode};
+pub use read::{ReadError, ReadReport, read_report};
 pub use views::Sort;
 
 use crate::collector::snapshot::Snapshot;

@@ -2,6 +2,7 @@
 
 use super::filter::Filter;
 use super::groups::KeyGroup;
+use super::merged::Merged;
 use super::privacy::Privacy;
 use crate::choices::choices;
 use crate::model::{Endpoint, Transport};
@@ -75,6 +76,8 @@ pub struct ReportOptions {
     pub privacy: Privacy,
     /// What the capture saw beside the targets, for the report of a target that saw nothing.
     pub seen_elsewhere: Option<SeenElsewhere>,
+    /// What the reports were merged from, by target; empty for reports of a capture.
+    pub merged: Vec<Merged>,
 }
 
 impl Default for ReportOptions {
@@ -92,6 +95,7 @@ impl Default for ReportOptions {
             groups: Vec::new(),
             privacy: Privacy::Full,
             seen_elsewhere: None,
+            merged: Vec::new(),
         }
     }
 }

@@ -53,6 +53,14 @@ impl Privacy {
         }
     }
 
+    /// Names the secret of the hashes, where there is one.
+    pub(super) fn secret_name(&self) -> Option<String> {
+        match self {
+            Privacy::Hash(secret) => Some(secret.name()),
+            Privacy::Full | Privacy::Shape => None,
+        }
+    }
+
     /// The snapshot as it may be shown. Nothing is copied for [`Privacy::Full`].
     pub(crate) fn apply<'a>(&self, snapshot: Cow<'a, Snapshot>) -> Cow<'a, Snapshot> {
         if *self == Privacy::Full {
@@ -138,6 +146,12 @@ impl HashSecret {
 
     fn hash(&self, key: &[u8]) -> u64 {
         sip_hash(self.0, key)
+    }
+
+    /// Half a hash of a text that is no key: reports of the same secret name the same one, and it tells no more of the secret than
+    /// any hashed key does.
+    pub(super) fn name(&self) -> String {
+        format!("{:08x}", self.hash(b"\0name of the secret") as u32)
     }
 }
 

@@ -27,6 +27,9 @@ pub(super) fn write(out: &mut impl Write, contents: &Contents<'_>) -> io::Result
     let lossy = loss_share(contents.snapshot).0 > 0;
     let heading_style = if lossy { LOSS } else { HEADING };
     screen.wrapped(out, &sections::heading(contents), "  ", 0, heading_style)?;
+    if let Some(merged) = contents.merged() {
+        screen.wrapped(out, &words(&merged.heading()), " ", 2, Style::new())?;
+    }
     if let Some(filter) = &contents.options.filter {
         let text =
             format!("filter {} (rows only: totals, commands and losses are of all traffic)", filter.shown());

@@ -363,7 +363,7 @@ pub(super) fn report_options(config: &Config) -> crate::report::ReportOptions {
 }
 
 /// Columns of the terminal, looked up for each report because windows are resized; wide where there is none. `COLUMNS` wins.
-fn width(out: Option<&Path>) -> usize {
+pub(super) fn width(out: Option<&Path>) -> usize {
     /// Wide enough for every column of every table.
     const WIDTH_OF_A_FILE: usize = 160;
     if let Some(columns) = std::env::var("COLUMNS").ok().and_then(|text| text.parse().ok()) {

@@ -60,7 +60,7 @@ fn start(options: &Options, presets: Presets, files: &[PathBuf], script: Script)
 }
 
 /// The file's `report.out` is where `run` reports to: what is asked for here and now goes where one looks.
-fn forget_out_of_file(config: &mut Config, options: &Options) {
+pub(super) fn forget_out_of_file(config: &mut Config, options: &Options) {
     let asked = options.out.is_some() || std::env::var_os("MEMTAP_OUT").is_some_and(|path| !path.is_empty());
     if !asked {
         config.report.out = None;
