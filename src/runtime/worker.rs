@@ -209,3 +209,6 @@ impl Worker {
         self.closing = Some(WorkerReport { worker: self.index, interval, harvests, capture, last });
     }
 }
+
+#[cfg(test)]
+mod tests;
