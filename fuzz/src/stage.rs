@@ -202,7 +202,7 @@ fn forward<'a>(
     |tuple, connection, event| {
         heard.lend(&event);
         let offered = if let StreamEvent::Bytes(bytes) = event { bytes.bytes.len() } else { 0 };
-        let demand = transactions.handle_event(connection, event, tuple.transport, anomalies, &mut |seen| {
+        let demand = transactions.handle_event(connection, event, tuple, anomalies, &mut |seen| {
             heard.observe(seen);
         });
         assert!(demand.used <= offered, "used {} of {offered} bytes", demand.used);

@@ -303,7 +303,7 @@ fn a_client_in_mid_stream_whose_server_is_not_captured_is_believed_after_a_while
 #[test]
 fn datagrams_choose_their_protocol_each() {
     let mut wire = Wire::new();
-    wire.transport = Transport::Udp;
+    wire.tuple.transport = Transport::Udp;
     wire.client(b"get a b\r\n").server(b"VALUE b 0 1\r\nx\r\n").server(b"END\r\n");
     let mut noop = [0; 24];
     (noop[0], noop[1]) = (0x80, 0x0a);

@@ -172,6 +172,7 @@ pub(crate) fn is_loss(anomaly: Anomaly) -> bool {
             | Anomaly::BodyHoleBytes
             | Anomaly::PacketForeign
             | Anomaly::ProxyHeader
+            | Anomaly::ServerVersionShed
             | Anomaly::ClockSetBack
     )
 }
