@@ -39,6 +39,11 @@ impl<'a> Shown<'a> {
         Shown { snapshot: options.privacy.apply(filtered), groups: Vec::new(), shapes: Vec::new(), options }
     }
 
+    /// The sums over the operator's groups in their order; none where only rows were asked for.
+    pub(crate) fn groups(&self) -> &[Tally] {
+        &self.groups
+    }
+
     /// The sums over shapes, in no particular order; none where only rows were asked for.
     pub(crate) fn shapes(&self) -> &[Tally] {
         &self.shapes
