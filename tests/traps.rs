@@ -289,3 +289,12 @@ fn every_trap_has_its_test() {
         }
     }
 }
+
+/// The rules that `tests/mutants.py` takes out one by one are still where it looks for them.
+#[test]
+fn every_mutation_fits_the_source() {
+    let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mutants.py");
+    let output = std::process::Command::new("python3").arg(script).arg("--check").output();
+    let output = output.expect("python3 runs (./check installs it)");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}

@@ -229,9 +229,14 @@ impl Wire {
         self
     }
 
+    /// One side says no more.
+    pub(super) fn end(&mut self, direction: Direction) -> &mut Wire {
+        self.emit(StreamEvent::Close { direction });
+        self
+    }
+
     pub(super) fn close(&mut self) -> &mut Wire {
-        self.emit(StreamEvent::Close { direction: Direction::ToServer });
-        self.emit(StreamEvent::Close { direction: Direction::ToClient });
+        self.end(Direction::ToServer).end(Direction::ToClient);
         assert_eq!(self.transactions.outstanding(), 0, "slots leaked");
         self
     }
