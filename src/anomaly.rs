@@ -70,6 +70,8 @@ anomalies! {
     UnknownProtocolFlow "unknown_protocol_flows",
     /// A connection that begins with a header of the PROXY protocol: its client's address is a proxy's.
     ProxyHeader "proxy_headers",
+    /// A server's version that was not remembered for its other connections: too many servers told one.
+    ServerVersionShed "server_versions_shed",
     /// A UDP datagram with a frame header that memcached refuses.
     DatagramMalformed "datagrams_malformed",
     /// A UDP datagram that could not be held or whose exchange was evicted.

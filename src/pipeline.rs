@@ -332,7 +332,7 @@ fn to_parser<'a, E: FnMut(&FlowTuple, &Observation<'_>)>(
     |tuple, connection, event| {
         let anomalies = &mut anomalies[tuple.target.index()];
         let mut with_tuple = |observation: &Observation<'_>| emit(tuple, observation);
-        transactions.handle_event(connection, event, tuple.transport, anomalies, &mut with_tuple)
+        transactions.handle_event(connection, event, tuple, anomalies, &mut with_tuple)
     }
 }
 

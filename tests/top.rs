@@ -14,11 +14,12 @@ mod tmux;
 
 use memtap::anomaly::Anomaly;
 use memtap::collector::snapshot::{
-    ClientRow, CommandOutcomes, Counters, KeyRow, LatencySummary, PairRow, Snapshot,
+    ClientRow, CommandOutcomes, Counters, KeyRow, LatencySummary, PairRow, ServerRow, Snapshot,
 };
 use memtap::config::Over;
 use memtap::model::{Command, Endpoint, Outcome, Timestamp, Transport};
-use memtap::report::{ClientView, EndpointSeen, ReportOptions, SeenElsewhere, SourceSeen};
+use memtap::report::{ClientView, EndpointSeen, KeyGroup, ReportOptions, SeenElsewhere, SourceSeen};
+use memtap::top::page::View;
 use memtap::top::state::{Effect, Input, Source, State};
 use memtap::top::{Frame, screen};
 use netns::{CLIENT, Pair, SERVER};
@@ -105,6 +106,13 @@ fn frame(second: u64) -> Frame {
     cold.loss.ring_dropped = 77;
     (cold.health.ring_blocks_peak, cold.health.ring_blocks) = (12, 64);
     cold.loss.anomalies.add(Anomaly::GapBytes, 4_242);
+    let server = |last, gets| ServerRow {
+        server: Endpoint::from_ipv4([10, 1, 0, last], 11211),
+        err: 0,
+        counters: counters(gets, gets / 50),
+        top_key: Some((b"cold:1"[..].into(), gets / 20)),
+    };
+    cold.servers = vec![server(6, 14_230), server(5, 40_000)];
     let seen = SeenElsewhere {
         sources: vec![SourceSeen { name: "eth0".to_string(), packets: 1_500_000 }],
         packets_matched: 1_281_000,
@@ -115,7 +123,13 @@ fn frame(second: u64) -> Frame {
 }
 
 fn state() -> State {
-    let mut state = State::new(ReportOptions::default(), Over::Interval, Source::Capture);
+    let group = |name: &str, pattern: &str| KeyGroup {
+        name: name.to_string(),
+        pattern: regex::bytes::Regex::new(pattern).expect("a regular expression"),
+    };
+    let groups = vec![group("users", "^user:"), group("pages", ":page$")];
+    let options = ReportOptions { groups, ..ReportOptions::default() };
+    let mut state = State::new(options, Over::Interval, Source::Capture);
     state.take(frame(0));
     state.take(frame(2));
     state
@@ -177,10 +191,16 @@ fn screens_at_three_sizes() {
         press(&mut state, &[Input::Show(2)]);
         show("shapes", &mut state);
         press(&mut state, &[Input::Show(3)]);
-        show("targets", &mut state);
+        show("groups", &mut state);
         press(&mut state, &[Input::Show(4)]);
+        show("servers of a single address", &mut state);
+        press(&mut state, &[Input::NextTarget]);
+        show("servers of the second target", &mut state);
+        press(&mut state, &[Input::PreviousTarget, Input::Show(5)]);
+        show("targets", &mut state);
+        press(&mut state, &[Input::Show(6)]);
         show("commands", &mut state);
-        press(&mut state, &[Input::Show(5), Input::NextTarget, Input::Older]);
+        press(&mut state, &[Input::Show(7), Input::NextTarget, Input::Older]);
         show("health of the second target, one interval back", &mut state);
         press(&mut state, &[Input::Freeze, Input::PreviousTarget, Input::Show(0), Input::AskFilter]);
         type_text(&mut state, "kye ~ x");
@@ -203,7 +223,7 @@ fn a_screen_of_any_size_is_drawn() {
     let mut state = state();
     for width in [1, 2, 7, 20, 39, 60, 500] {
         for height in [1, 2, 3, 5, 9] {
-            for tab in 0..6 {
+            for tab in 0..View::TABS.len() {
                 press(&mut state, &[Input::Show(tab)]);
                 drawn(&mut state, width, height);
             }
@@ -229,7 +249,7 @@ proptest! {
             Source::Capture,
         );
         state.take(Frame { snapshots: vec![snapshot("t", 0, rows)], ..Frame::default() });
-        for inputs in [&[][..], &[Input::Enter], &[Input::Show(1)], &[Input::Enter], &[Input::Show(2)], &[Input::Show(3)]] {
+        for inputs in [&[][..], &[Input::Enter], &[Input::Show(1)], &[Input::Enter], &[Input::Show(2)], &[Input::Show(3)], &[Input::Show(5)]] {
             press(&mut state, inputs);
             let text = drawn(&mut state, width, 30);
             let harmless = |character: char| {

@@ -148,7 +148,8 @@ pub fn binary(data: &[u8]) {
 }
 
 /// One connection from its SYN on: turns in order, some of them lost, sent twice, too early, or in pieces. Where nothing went wrong, the
-/// same turns in other pieces must give the same observations.
+/// same turns in other pieces must give the same observations. An answer that began before its request is wrong only where a
+/// segment begins with it, for then its acknowledgement tells.
 fn converse(data: &[u8]) {
     let mut input = Input::new(data);
     let mut turns = Vec::new();
@@ -165,7 +166,7 @@ fn converse(data: &[u8]) {
     }
 }
 
-/// What was observed, and whether nothing had to be given up.
+/// What was observed, and whether nothing was wrong.
 fn run(turns: &[Turn<'_>]) -> (Vec<Seen>, bool) {
     let mut wire = Wire { stage: Stage::new(), next: [1000, 5000], now: START };
     wire.send(false, TcpFlags::SYN, &[]);
@@ -193,10 +194,12 @@ fn run(turns: &[Turn<'_>]) -> (Vec<Seen>, bool) {
             }
         }
     }
+    let answered_early = wire.stage.was_answered_early();
     let (seen, tally, parser) = wire.stage.finish();
     let harmless = [Anomaly::UnmatchedRequest, Anomaly::UnmatchedResponse];
-    let clean =
-        tally.anomalies.iter().count() == 0 && parser.iter().all(|(anomaly, _)| harmless.contains(&anomaly));
+    let clean = !answered_early
+        && tally.anomalies.iter().count() == 0
+        && parser.iter().all(|(anomaly, _)| harmless.contains(&anomaly));
     (seen, clean)
 }
 

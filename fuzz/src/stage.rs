@@ -70,6 +70,8 @@ struct Heard {
     /// Every slice that was lent, one after the other, each behind a byte that is in no key.
     lent: Vec<u8>,
     seen: Vec<Seen>,
+    /// An answer was taken that had begun before the last byte of its request.
+    answered_early: bool,
 }
 
 impl Heard {
@@ -82,8 +84,10 @@ impl Heard {
     }
 
     fn observe(&mut self, observation: &Observation<'_>) {
-        let Observation { command, outcome, key, request_bytes, response_bytes, .. } = *observation;
+        let Observation { command, outcome, key, request_bytes, response_bytes, latency, notes, .. } =
+            *observation;
         check_observation(observation);
+        self.answered_early |= outcome != Outcome::Unseen && latency.is_none() && !notes.quiet;
         if !key.is_empty() {
             let is_meta = is_meta(command);
             let stood = contains(&self.lent, key)
@@ -149,6 +153,11 @@ impl Stage {
         datagrams.tick(now, std::slice::from_mut(tally), &mut forward);
     }
 
+    /// Whether an answer had begun before its request was complete. No server does that, but for refusals before the body.
+    pub(crate) fn was_answered_early(&self) -> bool {
+        self.heard.answered_early
+    }
+
     /// Closes every flow and checks the books.
     pub(crate) fn finish(mut self) -> (Vec<Seen>, TargetTally, AnomalyCounts) {
         let Stage { flows, datagrams, transactions, tally, parser_anomalies, heard, .. } = &mut self;
@@ -202,7 +211,7 @@ fn forward<'a>(
     |tuple, connection, event| {
         heard.lend(&event);
         let offered = if let StreamEvent::Bytes(bytes) = event { bytes.bytes.len() } else { 0 };
-        let demand = transactions.handle_event(connection, event, tuple.transport, anomalies, &mut |seen| {
+        let demand = transactions.handle_event(connection, event, tuple, anomalies, &mut |seen| {
             heard.observe(seen);
         });
         assert!(demand.used <= offered, "used {} of {offered} bytes", demand.used);

@@ -109,9 +109,6 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
         };
         let answer = text::parse_answer(line);
         let extent = Extent { head, body: answer.body() };
-        if matches!(answer, Answer::Version) {
-            self.connection.is_new_server = text::is_new_version(line);
-        }
         let taken = match answer {
             Answer::Value { key, .. } => self.take_value(key, &extent, bytes),
             _ => self.take_line(&answer, &extent, bytes),
@@ -232,8 +229,13 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
             }
             Verdict::Done(outcome) => {
                 self.finish_front(outcome, extent.bytes());
-                let stray = traits.has(Traits::STRAY_BODY) && matches!(answer, Answer::Refused(_));
+                let refused_body = traits.has(Traits::STRAY_BODY) && matches!(answer, Answer::Refused(_));
+                // The body of a request that was to be silent is what this answers.
+                let stray = refused_body && !traits.has(Traits::QUIET) && !self.connection.is_new_server;
                 self.connection.stray_errors = u8::from(stray);
+                if let (Answer::Version(version), Command::Version) = (answer, command) {
+                    self.note_version(text::is_new_version(version));
+                }
                 if reply == Reply::Watch && outcome == Outcome::Ok {
                     debug_assert_eq!(command, Command::Watch);
                     self.connection.protocol = Protocol::Watch;
@@ -357,6 +359,9 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
                 self.connection.answering = true;
             }
             Some(outcome) => self.finish_front(outcome, extent.bytes()),
+        }
+        if let Some(version) = response.version {
+            self.note_version(text::is_new_version(version));
         }
         true
     }

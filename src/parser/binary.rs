@@ -20,6 +20,9 @@ const GETKQ: u8 = 0x0d;
 const GATK: u8 = 0x23;
 const GATKQ: u8 = 0x24;
 const STAT: u8 = 0x10;
+const VERSION: u8 = 0x0b;
+/// A longer one is not looked at.
+const VERSION_BYTES_MAX: u64 = 64;
 
 /// Whether the request is a retrieval that is silent on a miss, rather than a change that is silent on success.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -79,7 +82,7 @@ const fn find_opcode(code: u8) -> Option<Opcode> {
         0x08 => opcode(Command::FlushAll, Keyless, 4),
         0x18 => quiet(Command::FlushAll, Keyless, 4),
         0x0a => opcode(Command::Noop, Keyless, 0),
-        0x0b => opcode(Command::Version, Keyless, 0),
+        VERSION => opcode(Command::Version, Keyless, 0),
         STAT => opcode(Command::Stat, Keyless, 0),
         0x1b => opcode(Command::Verbosity, Keyless, 4),
         0x20..=0x22 => opcode(Command::Sasl, Keyless, 0),
@@ -173,6 +176,7 @@ pub(super) fn parse_request(bytes: &[u8]) -> Parsed<Head<'_>> {
         .with_if(known.quiet, Traits::QUIET)
         .with_if(compares, Traits::COMPARES)
         .with_if(initial.is_some(), Traits::VIVIFY)
+        .with_if(initial.is_some() && known.quiet, Traits::CREATES_SILENTLY)
         .with_if(names_key(header.opcode), Traits::WANTS_KEY)
         .with_if(known.kind == Kind::Storage, Traits::STORES);
     let body = header.body_bytes - prefix as u64;
@@ -225,6 +229,8 @@ pub(super) struct Response<'a> {
     pub(super) key: Option<&'a [u8]>,
     /// The result of an arithmetic request.
     pub(super) number: Option<u64>,
+    /// What a server says to be.
+    pub(super) version: Option<&'a [u8]>,
     /// Neither key nor value: ends a series of `STAT` frames.
     is_empty: bool,
 }
@@ -247,9 +253,14 @@ pub(super) fn parse_response(bytes: &[u8]) -> Parsed<Response<'_>> {
     }
     let arithmetic = matches!(find_opcode(header.opcode), Some(known) if known.kind == Kind::Arithmetic);
     let with_number = arithmetic && header.status == 0 && header.body_bytes == 8;
+    let with_version = header.opcode == VERSION
+        && header.status == 0
+        && prefix == 0
+        && (1..=VERSION_BYTES_MAX).contains(&header.body_bytes);
     let looked_at = match (with_key, with_number) {
         (true, _) => prefix,
         (_, true) => 8,
+        _ if with_version => header.body_bytes as usize,
         _ => 0,
     };
     let used = HEADER_BYTES + looked_at;
@@ -263,6 +274,7 @@ pub(super) fn parse_response(bytes: &[u8]) -> Parsed<Response<'_>> {
         body: header.body_bytes - looked_at as u64,
         key: with_key.then(|| &head[header.extras_bytes..]),
         number: if with_number { head.try_into().ok().map(u64::from_be_bytes) } else { None },
+        version: with_version.then_some(head),
         is_empty: header.body_bytes == 0,
     };
     Parsed::Message(response, used)
@@ -340,6 +352,9 @@ fn is_created(request: &Request, response: &Response<'_>) -> bool {
 
 /// What silence means for a quiet request of either protocol once a later answer has come.
 pub(super) fn silent_outcome(request: &Request) -> Outcome {
+    if request.traits.has(Traits::CREATES_SILENTLY) {
+        return Outcome::Unseen;
+    }
     use crate::model::CommandClass::{Arithmetic, Deletion, Retrieval, Storage, Touch};
     match request.command.class() {
         Retrieval => Outcome::Miss,

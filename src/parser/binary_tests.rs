@@ -4,7 +4,7 @@ use super::binary::is_strict_request;
 use super::conversation::{Turn, Wire, check, check_with};
 use crate::model::Direction;
 
-struct Frame {
+pub(super) struct Frame {
     magic: u8,
     opcode: u8,
     status: u16,
@@ -15,7 +15,7 @@ struct Frame {
     value: Vec<u8>,
 }
 
-fn q(opcode: u8, key: &str) -> Frame {
+pub(super) fn q(opcode: u8, key: &str) -> Frame {
     let extras = match opcode {
         1..=3 | 0x11..=0x13 => 8,
         5 | 6 | 0x15 | 0x16 => 20,
@@ -34,7 +34,7 @@ fn q(opcode: u8, key: &str) -> Frame {
     }
 }
 
-fn a(opcode: u8, status: u16) -> Frame {
+pub(super) fn a(opcode: u8, status: u16) -> Frame {
     Frame { magic: 0x81, status, extras: Vec::new(), ..q(opcode, "") }
 }
 
@@ -45,7 +45,7 @@ impl Frame {
     fn cas(self, cas: u64) -> Frame {
         Frame { cas, ..self }
     }
-    fn value(self, value: &[u8]) -> Frame {
+    pub(super) fn value(self, value: &[u8]) -> Frame {
         Frame { value: value.to_vec(), ..self }
     }
     fn key(self, key: &str) -> Frame {
@@ -62,7 +62,7 @@ impl Frame {
         self.extras[16..].fill(0xff);
         self
     }
-    fn bytes(&self) -> Vec<u8> {
+    pub(super) fn bytes(&self) -> Vec<u8> {
         let body = self.extras.len() + self.key.len() + self.value.len();
         let mut bytes = vec![self.magic, self.opcode];
         bytes.extend((self.key.len() as u16).to_be_bytes());
@@ -249,6 +249,8 @@ fn silence_means_success_only_once_a_later_answer_came() {
                 q(0x12, "b"),
                 q(0x14, "c"),
                 q(0x15, "d"),
+                // It was there, for this one never creates its item.
+                q(0x15, "d").never_create(),
                 q(0x18, ""),
                 q(0x19, "e"),
                 q(1, "f"),
@@ -259,6 +261,7 @@ fn silence_means_success_only_once_a_later_answer_came() {
         "set a stored 33/0 quiet
          add b not_stored 33/24 quiet
          delete c hit 25/0 quiet
+         incr d unseen 45/0 quiet
          incr d hit 45/0 quiet
          flush_all - ok 24/0 quiet
          append e not_stored 25/24 quiet

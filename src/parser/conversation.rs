@@ -5,7 +5,7 @@
 
 use super::{Connection, Observation, ObservationNotes, ParserLimits, Transactions};
 use crate::anomaly::{Anomaly, AnomalyCounts};
-use crate::model::{Command, Direction, Outcome, Timestamp, Transport};
+use crate::model::{Command, Direction, Endpoint, FlowTuple, Outcome, TargetId, Timestamp, Transport};
 use crate::reassembly::{Demand, StreamBytes, StreamEvent};
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -39,12 +39,22 @@ pub(super) struct Wire {
     pub(super) connection: Connection,
     pub(super) anomalies: AnomalyCounts,
     pub(super) seen: Vec<Seen>,
-    pub(super) transport: Transport,
+    pub(super) tuple: FlowTuple,
     streams: [Stream; 2],
     /// What the last segment of the server acknowledged.
     server_acknowledged: Option<u32>,
     now: u64,
     pub(super) carry_max: usize,
+}
+
+/// A flow to the server with this number.
+pub(super) fn tuple(server: u8) -> FlowTuple {
+    FlowTuple {
+        target: TargetId(0),
+        server: Endpoint::from_ipv4([10, 0, 0, server], 11211),
+        client: Endpoint::from_ipv4([10, 0, 1, 1], 40_000),
+        transport: Transport::Tcp,
+    }
 }
 
 /// What a segment says about the other direction; by default it has received everything.
@@ -66,12 +76,20 @@ impl Wire {
             connection: Connection::default(),
             anomalies: AnomalyCounts::default(),
             seen: Vec::new(),
-            transport: Transport::Tcp,
+            tuple: tuple(1),
             streams: Default::default(),
             server_acknowledged: None,
             now: 1_000_000,
             carry_max: 0,
         }
+    }
+
+    /// The next connection, to the server with this number.
+    pub(super) fn reconnect(&mut self, server: u8) -> &mut Wire {
+        self.close();
+        (self.connection, self.streams, self.server_acknowledged) = Default::default();
+        self.tuple = tuple(server);
+        self
     }
 
     /// A flow found in mid-stream.
@@ -95,8 +113,8 @@ impl Wire {
     }
 
     fn emit(&mut self, event: StreamEvent<'_>) -> Demand {
-        let Wire { transactions, connection, anomalies, seen, transport, .. } = self;
-        transactions.handle_event(connection, event, *transport, anomalies, &mut |o: &Observation<'_>| {
+        let Wire { transactions, connection, anomalies, seen, tuple, .. } = self;
+        transactions.handle_event(connection, event, tuple, anomalies, &mut |o: &Observation<'_>| {
             seen.push(Seen {
                 command: o.command,
                 outcome: o.outcome,
@@ -211,9 +229,14 @@ impl Wire {
         self
     }
 
+    /// One side says no more.
+    pub(super) fn end(&mut self, direction: Direction) -> &mut Wire {
+        self.emit(StreamEvent::Close { direction });
+        self
+    }
+
     pub(super) fn close(&mut self) -> &mut Wire {
-        self.emit(StreamEvent::Close { direction: Direction::ToServer });
-        self.emit(StreamEvent::Close { direction: Direction::ToClient });
+        self.end(Direction::ToServer).end(Direction::ToClient);
         assert_eq!(self.transactions.outstanding(), 0, "slots leaked");
         self
     }

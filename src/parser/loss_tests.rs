@@ -238,6 +238,15 @@ fn requests_alone_are_told_promptly() {
 }
 
 #[test]
+fn requests_after_the_server_has_closed_wait_for_nothing() {
+    let mut wire = Wire::new();
+    wire.client(b"get a\r\n").server(b"END\r\n").client(b"get b\r\n").end(Direction::ToClient);
+    wire.client(b"get c\r\n");
+    assert_eq!(wire.report(), "get a miss 7/5\nget b unseen 7/0\nget c unseen 7/0\n");
+    wire.close();
+}
+
+#[test]
 fn a_full_queue_sheds_and_recovers() {
     let limits = ParserLimits { requests_max: 4, ..ParserLimits::default() };
     let mut wire = Wire::with_limits(limits);
@@ -303,7 +312,7 @@ fn a_client_in_mid_stream_whose_server_is_not_captured_is_believed_after_a_while
 #[test]
 fn datagrams_choose_their_protocol_each() {
     let mut wire = Wire::new();
-    wire.transport = Transport::Udp;
+    wire.tuple.transport = Transport::Udp;
     wire.client(b"get a b\r\n").server(b"VALUE b 0 1\r\nx\r\n").server(b"END\r\n");
     let mut noop = [0; 24];
     (noop[0], noop[1]) = (0x80, 0x0a);

@@ -236,8 +236,12 @@ pub(super) fn judge(request: &Request, key: &[u8], answer: &MetaAnswer<'_>) -> O
         (Reply::MetaDelete, Code::Done) if !quiet && request.traits.has(Traits::INVALIDATES) => Outcome::Ok,
         (Reply::MetaDelete, Code::Done) if !quiet => Outcome::Hit,
         (Reply::MetaDelete | Reply::MetaArithmetic, Code::NotFound) => Outcome::Miss,
-        // Old servers answer a quiet increment that created its item.
-        (Reply::MetaArithmetic, Code::Value | Code::Done) if quiet && request.traits.has(Traits::VIVIFY) => {
+        // Servers before 1.6.40 answer a quiet increment that created its item.
+        (Reply::MetaArithmetic, Code::Value | Code::Done)
+            if quiet
+                && request.traits.has(Traits::VIVIFY)
+                && !request.traits.has(Traits::CREATES_SILENTLY) =>
+        {
             Outcome::Stored
         }
         (Reply::MetaArithmetic, Code::Value | Code::Done) if !quiet => Outcome::Hit,

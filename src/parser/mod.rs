@@ -11,6 +11,7 @@ mod meta;
 mod proxy;
 mod queue;
 mod requests;
+mod servers;
 mod text;
 mod token;
 mod transaction;
@@ -25,6 +26,8 @@ mod loss_tests;
 mod meta_tests;
 #[cfg(test)]
 mod property_tests;
+#[cfg(test)]
+mod servers_tests;
 #[cfg(test)]
 mod text_tests;
 

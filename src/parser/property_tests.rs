@@ -1,9 +1,9 @@
 //! What must hold for any traffic: cuts between packets change nothing, bytes add up, nothing panics, nothing leaks.
 
-use super::conversation::{Knowledge, Seen, Turn, Wire, converse};
+use super::conversation::{Knowledge, Seen, Turn, Wire, converse, tuple};
 use super::{Connection, ParserLimits, Transactions};
 use crate::anomaly::{Anomaly, AnomalyCounts};
-use crate::model::{Direction, Outcome, Timestamp, Transport};
+use crate::model::{Direction, Outcome, Timestamp};
 use crate::reassembly::{StreamBytes, StreamEvent};
 use proptest::prelude::*;
 
@@ -133,7 +133,7 @@ proptest! {
                     segment_start, idle, position, acknowledged, quiescent,
                 }),
             };
-            let demand = transactions.handle_event(&mut connection, event, Transport::Tcp, &mut anomalies, &mut |seen| {
+            let demand = transactions.handle_event(&mut connection, event, &tuple(1), &mut anomalies, &mut |seen| {
                 assert!(seen.key.len() <= 250);
                 assert!(!seen.command.is_keyed() || !seen.key.is_empty());
             });
@@ -146,7 +146,7 @@ proptest! {
             }
         }
         let event = StreamEvent::Close { direction: Direction::ToClient };
-        transactions.handle_event(&mut connection, event, Transport::Tcp, &mut anomalies, &mut |_| {});
+        transactions.handle_event(&mut connection, event, &tuple(1), &mut anomalies, &mut |_| {});
         prop_assert_eq!(transactions.outstanding(), 0);
     }
 

@@ -89,6 +89,8 @@ impl Traits {
     pub(super) const EMPTY_LIST: Traits = Traits(1 << 13);
     /// `I` on `md`: marks the item stale instead of deleting it.
     pub(super) const INVALIDATES: Traits = Traits(1 << 14);
+    /// Quiet arithmetic whose silence may mean that it created its item, or that it changed it.
+    pub(super) const CREATES_SILENTLY: Traits = Traits(1 << 15);
 
     /// Whether all of `other` are set.
     pub(super) const fn has(self, other: Traits) -> bool {

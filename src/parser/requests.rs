@@ -46,8 +46,9 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
     pub(super) fn handle_requests(&mut self, bytes: &StreamBytes<'_>, scratch: &mut [u8; 256]) -> Demand {
         self.connection.client_seen = true;
         if self.transport == Transport::Udp && bytes.segment_start && self.connection.keys.command.is_none() {
-            // Each datagram chooses its protocol.
+            // Each datagram chooses its protocol, and to quit means to leave the rest of its datagram unread.
             self.connection.protocol = Protocol::Undecided;
+            self.connection.has_quit = false;
         }
         if self.connection.protocol == Protocol::Undecided {
             if let Some(demand) = self.pass_proxy_header(bytes, scratch) {
@@ -60,6 +61,7 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
         match self.connection.protocol {
             Protocol::Tls | Protocol::Foreign => return Demand::lost(0),
             Protocol::Watch => return Demand::used(bytes.bytes.len()),
+            _ if self.connection.has_quit => return Demand::used(bytes.bytes.len()),
             _ => {}
         }
         if self.connection.client_lost {
@@ -133,6 +135,10 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
         let whole = bytes.bytes;
         let mut used = 0;
         while used < whole.len() {
+            if self.connection.has_quit {
+                // `process_quit_command`: earlier answers are flushed, then the server closes and reads no further.
+                return Demand::used(whole.len());
+            }
             let rest = &whole[used..];
             let place =
                 Place { position: bytes.position.wrapping_add(used as u32), timestamp: bytes.timestamp };
@@ -238,9 +244,17 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
         let line = if self.connection.is_new_server { line } else { before_nul(line) };
         let mut tokens = Tokens::new(line);
         let head = match tokens.next().map(find_verb) {
+            // Servers of 1.6.40 and newer read no command behind a space.
+            Some(_) if self.connection.is_new_server && line.first() == Some(&b' ') => {
+                Head::invalid(Command::Unknown, &[])
+            }
             Some(Some(verb)) => {
                 self.connection.unknown_lines = 0;
-                text::parse_arguments(verb, tokens, line, scratch)
+                let head = text::parse_arguments(verb, tokens, line, scratch);
+                let quiet_creation = head.reply == Reply::MetaArithmetic
+                    && head.traits.has(Traits::QUIET.with(Traits::VIVIFY))
+                    && self.connection.is_new_server;
+                Head { traits: head.traits.with_if(quiet_creation, Traits::CREATES_SILENTLY), ..head }
             }
             unknown => {
                 if self.is_foreign_line(line) {
@@ -267,6 +281,9 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
     /// The verb of a key list, used as soon as the space after it is there.
     fn begin_keys(&mut self, rest: &[u8]) -> Option<Step> {
         let spaces = rest.iter().take_while(|&&byte| byte == b' ').count();
+        if spaces > 0 && self.connection.is_new_server {
+            return None;
+        }
         let rest = &rest[spaces..];
         let (command, verb_bytes, expiry_next) = if rest.starts_with(b"get ") {
             (Command::Get, 4, false)
@@ -405,6 +422,9 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
 
     /// Takes a request of one slot. `available` is how many bytes of it and what follows were in hand.
     fn queue_request(&mut self, head: &Head<'_>, used: usize, available: usize, place: Place) {
+        if head.command == Command::Quit && !self.connection.unproven && !self.connection.provisional {
+            self.connection.has_quit = true;
+        }
         let whole = used as u64 + head.body;
         let invalid = head.traits.has(Traits::INVALID);
         // A refusal of the line does not wait for its body.
@@ -412,7 +432,16 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
         let mut request = new_request(head, place.timestamp, place.position.wrapping_add(length));
         request.request_bytes = whole;
         request.traits = request.traits.with_if(whole > available as u64, Traits::UNTIMED);
-        if head.silent || Self::is_silent(head.reply, head.command) {
+        let silent = head.silent || Self::is_silent(head.reply, head.command);
+        if silent && invalid && head.traits.has(Traits::STRAY_BODY) && !self.connection.is_new_server {
+            // Servers before 1.6.40 read its body as one more command, which is answered.
+            request.notes.quiet = true;
+            request.traits = request.traits.with(Traits::QUIET);
+            self.push(request, head.key);
+            self.give_up_waiting(place.timestamp);
+            return;
+        }
+        if silent {
             request.notes.quiet = true;
             let too_large = head.traits.has(Traits::STORES)
                 && text::is_too_large(

@@ -147,7 +147,8 @@ pub(super) enum Answer<'a> {
     Touched,
     Number,
     Okay,
-    Version,
+    /// `VERSION x.y.z`: what follows the word.
+    Version(&'a [u8]),
     /// `STAT`, `ITEM`, `PREFIX`.
     Stat,
     Reset,
@@ -212,7 +213,7 @@ fn parse_rare_answer(line: &[u8]) -> Answer<'_> {
         b"DELETED" => Answer::Deleted,
         b"TOUCHED" => Answer::Touched,
         b"OK" => Answer::Okay,
-        b"VERSION" => Answer::Version,
+        b"VERSION" => Answer::Version(line[word_end..].trim_ascii()),
         b"STAT" | b"ITEM" | b"PREFIX" => Answer::Stat,
         b"RESET" => Answer::Reset,
         b"ERROR" => Answer::Refused(Refusal::Plain),
@@ -225,10 +226,9 @@ fn parse_rare_answer(line: &[u8]) -> Answer<'_> {
     }
 }
 
-/// Whether a `VERSION x.y.z` line names a server of 1.6.40 or newer, whose text parser follows other rules in what is malformed.
-pub(super) fn is_new_version(line: &[u8]) -> bool {
+/// Whether `x.y.z` is a server of 1.6.40 or newer, whose text parser follows other rules in what is malformed.
+pub(super) fn is_new_version(version: &[u8]) -> bool {
     const FIRST_NEW: [u64; 3] = [1, 6, 40];
-    let version = line.strip_prefix(b"VERSION ").unwrap_or_default();
     let mut numbers =
         version.split(|&byte| !byte.is_ascii_digit()).map(|part| parse_unsigned(part).unwrap_or(0));
     let version = std::array::from_fn(|_| numbers.next().unwrap_or(0));
@@ -299,14 +299,14 @@ fn judge_line(reply: Reply, answer: &Answer<'_>) -> Option<Verdict> {
         (Reply::Touch, Answer::Touched) => Done(Outcome::Hit),
         (Reply::Arithmetic, Answer::Number) => Done(Outcome::Hit),
         (Reply::Deletion | Reply::Touch | Reply::Arithmetic, Answer::NotFound) => Done(Outcome::Miss),
-        (Reply::Version, Answer::Version) => Done(Outcome::Ok),
+        (Reply::Version, Answer::Version(_)) => Done(Outcome::Ok),
         (Reply::Stats | Reply::Dump, Answer::End) => Done(Outcome::Ok),
         (Reply::Stats, Answer::Stat) => More,
         (Reply::Stats, Answer::Okay | Answer::Reset) => Done(Outcome::Ok),
         (Reply::Dump, Answer::Dump | Answer::Okay) => More,
         (Reply::Watch, Answer::Okay) => Done(Outcome::Ok),
         (Reply::Line | Reply::Dump, Answer::Other) => Done(Outcome::Ok),
-        (Reply::Line, Answer::Okay | Answer::Reset | Answer::Version) => Done(Outcome::Ok),
+        (Reply::Line, Answer::Okay | Answer::Reset | Answer::Version(_)) => Done(Outcome::Ok),
         // Servers before 1.6.10 said so for stored meta sets.
         (Reply::MetaSet, Answer::Okay) => Done(Outcome::Stored),
         _ => return None,

@@ -5,9 +5,10 @@
 //! what is outstanding and searches for a new anchor. `requests.rs` reads the client's stream, `answers.rs` the server's.
 
 use super::queue::{Line, NONE, Queue, Reply, Request, Traits};
+use super::servers::Servers;
 use super::{Observation, ObservationNotes};
 use crate::anomaly::{Anomaly, AnomalyCounts};
-use crate::model::{Command, Direction, Outcome, Timestamp, Transport};
+use crate::model::{Command, Direction, Endpoint, FlowTuple, Outcome, Timestamp, Transport};
 use crate::reassembly::{Demand, StreamBytes, StreamEvent};
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ pub struct ParserLimits {
     pub held_max: u32,
     /// Lines that are no command before a connection that never sent one is taken for another protocol's.
     pub unknown_lines_max: u16,
+    /// Servers of 1.6.40 or newer whose version is remembered for all their connections; 24 bytes each.
+    pub servers_max: u32,
     /// Requests that wait this long on a connection whose server was never seen show that it will not be seen.
     pub one_sided_after: Duration,
 }
@@ -43,6 +46,7 @@ impl Default for ParserLimits {
             lookahead_max: 64,
             held_max: 64,
             unknown_lines_max: 8,
+            servers_max: 1_024,
             one_sided_after: Duration::from_secs(1),
         }
     }
@@ -124,8 +128,10 @@ pub struct Connection {
     /// Errors that may still come for bytes that were no request of their own: an old server answers a refused body as one more
     /// command, and any server the lines of a PROXY header.
     pub(super) stray_errors: u8,
-    /// The server said that it is 1.6.40 or newer: the text parser was replaced then.
+    /// The server said, here or on another connection, that it is 1.6.40 or newer: the text parser was replaced then.
     pub(super) is_new_server: bool,
+    /// The client quit: the server reads no further, and what the client still sends is no request.
+    pub(super) has_quit: bool,
     /// Taken up in mid-stream before the server was heard: until an answer fits, what looks like requests may be the inside of a value.
     pub(super) unproven: bool,
     /// Lines that were no command since the last one that was.
@@ -154,6 +160,7 @@ impl Default for Connection {
             answering: false,
             stray_errors: 0,
             is_new_server: false,
+            has_quit: false,
             unproven: false,
             unknown_lines: 0,
         }
@@ -165,6 +172,7 @@ impl Default for Connection {
 pub struct Transactions {
     limits: ParserLimits,
     queue: Queue,
+    servers: Servers,
     /// Where keys of meta commands are decoded.
     scratch: [u8; 256],
 }
@@ -172,7 +180,12 @@ pub struct Transactions {
 impl Transactions {
     /// Allocates everything that it will ever use.
     pub fn new(limits: ParserLimits) -> Transactions {
-        Transactions { limits, queue: Queue::new(limits.requests_max), scratch: [0; 256] }
+        Transactions {
+            limits,
+            queue: Queue::new(limits.requests_max),
+            servers: Servers::new(limits.servers_max),
+            scratch: [0; 256],
+        }
     }
 
     /// Keys that wait for an answer, over all connections.
@@ -186,18 +199,22 @@ impl Transactions {
         &mut self,
         connection: &mut Connection,
         event: StreamEvent<'_>,
-        transport: Transport,
+        tuple: &FlowTuple,
         anomalies: &mut AnomalyCounts,
         emit: &mut impl FnMut(&Observation<'_>),
     ) -> Demand {
-        let Transactions { limits, queue, scratch } = self;
-        let mut session = Session { limits, queue, connection, transport, anomalies, emit };
+        let Transactions { limits, queue, servers, scratch } = self;
+        let FlowTuple { server, transport, .. } = *tuple;
+        let mut session = Session { limits, queue, servers, connection, server, transport, anomalies, emit };
         match event {
             StreamEvent::Bytes(bytes) if bytes.bytes.is_empty() => Demand::used(0),
-            StreamEvent::Bytes(bytes) => match bytes.direction {
-                Direction::ToServer => session.handle_requests(&bytes, scratch),
-                Direction::ToClient => session.handle_answers(&bytes),
-            },
+            StreamEvent::Bytes(bytes) => {
+                session.inherit_version();
+                match bytes.direction {
+                    Direction::ToServer => session.handle_requests(&bytes, scratch),
+                    Direction::ToClient => session.handle_answers(&bytes),
+                }
+            }
             StreamEvent::Gap { direction, bytes } => session.handle_gap(direction, bytes),
             StreamEvent::BodyEnd { direction: Direction::ToServer, timestamp, position } => {
                 session.end_body(timestamp, position)
@@ -212,14 +229,34 @@ impl Transactions {
 pub(super) struct Session<'s, E> {
     pub(super) limits: &'s ParserLimits,
     pub(super) queue: &'s mut Queue,
+    pub(super) servers: &'s mut Servers,
     pub(super) connection: &'s mut Connection,
+    pub(super) server: Endpoint,
     pub(super) transport: Transport,
     pub(super) anomalies: &'s mut AnomalyCounts,
     pub(super) emit: &'s mut E,
 }
 
 impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
+    /// A connection begins with what its server said on earlier ones.
+    fn inherit_version(&mut self) {
+        if !self.connection.client_seen && !self.connection.server_seen {
+            self.connection.is_new_server = self.servers.is_new(&self.server);
+        }
+    }
+
+    /// The server told its version, and a request for it was there.
+    pub(super) fn note_version(&mut self, is_new: bool) {
+        self.connection.is_new_server = is_new;
+        // Until the pairing is proved, it may be the inside of a value, which must not speak for the server.
+        if !self.connection.provisional && !self.connection.unproven {
+            self.servers.note(&self.server, is_new, self.anomalies);
+        }
+    }
+
     fn handle_gap(&mut self, direction: Direction, bytes: u64) -> Demand {
+        // A client that goes on may be the next one on these ports.
+        self.connection.has_quit &= bytes == 0;
         match direction {
             Direction::ToServer => {
                 self.connection.requests_missed |= bytes > 0 && !self.connection.client_seen;
@@ -312,6 +349,8 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
             self.connection.keys = KeyList::default();
         }
         self.connection.server_lost = true;
+        // A server that talks on was not told to close.
+        self.connection.has_quit = false;
         self.abandon();
     }
 

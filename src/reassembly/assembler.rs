@@ -497,7 +497,7 @@ pub(super) fn deliver<'b, S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> De
     }
     passage.at_start &= old == 0;
     if arrival.wire_bytes > 0 {
-        stream.data_seen = true;
+        listener.tally.streams += u64::from(!std::mem::replace(&mut stream.data_seen, true));
         flow.life = Life::Established;
         if let (Direction::ToClient, Some(ack)) = (arrival.direction, arrival.ack) {
             flow.server_data_ack = ack;

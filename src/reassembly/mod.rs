@@ -130,6 +130,10 @@ pub struct TargetTally {
     pub packets: [u64; 2],
     /// Packets with payload [to server, to client].
     pub payload_packets: [u64; 2],
+    /// Directions of TCP connections whose first payload byte was seen.
+    pub streams: u64,
+    /// Directions of TCP connections whose first hole outside of bodies was declared.
+    pub streams_with_gaps: u64,
 }
 
 impl TargetTally {
@@ -138,9 +142,13 @@ impl TargetTally {
         self.anomalies.merge(&other.anomalies);
         for direction in 0..2 {
             self.payload_bytes[direction] += other.payload_bytes[direction];
+            self.parsed_bytes[direction] += other.parsed_bytes[direction];
+            self.skipped_bytes[direction] += other.skipped_bytes[direction];
             self.packets[direction] += other.packets[direction];
             self.payload_packets[direction] += other.payload_packets[direction];
         }
+        self.streams += other.streams;
+        self.streams_with_gaps += other.streams_with_gaps;
     }
 }
 

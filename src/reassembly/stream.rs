@@ -50,6 +50,8 @@ pub(super) struct Stream {
     pub(super) acked_seen: bool,
     /// Whether a payload byte of it was seen.
     pub(super) data_seen: bool,
+    /// Whether a hole was declared in it, outside of bodies.
+    gap_seen: bool,
 }
 
 const _: () = assert!(size_of::<Stream>() == 32);
@@ -68,6 +70,7 @@ impl Stream {
         phase: Phase::Unseen,
         acked_seen: false,
         data_seen: false,
+        gap_seen: false,
     };
 
     /// A stream whose next byte is at `next`, which is its position 0.
@@ -196,6 +199,7 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Listener<'_, S,
             return;
         }
         self.tally.anomalies.add(Anomaly::GapBytes, u64::from(missing));
+        self.tally.streams_with_gaps += u64::from(!std::mem::replace(&mut stream.gap_seen, true));
         self.drop_carry(stream);
         if stream.is_framed() {
             self.tally.anomalies.count(Anomaly::Gap);

@@ -49,6 +49,11 @@ impl<'a> Shown<'a> {
         }
     }
 
+    /// The sums over the operator's groups in their order; none where only rows were asked for.
+    pub(crate) fn groups(&self) -> &[Tally] {
+        &self.groups
+    }
+
     /// The sums over shapes, in no particular order; none where only rows were asked for.
     pub(crate) fn shapes(&self) -> &[Tally] {
         &self.shapes
@@ -198,6 +203,7 @@ pub(crate) fn is_loss(anomaly: Anomaly) -> bool {
             | Anomaly::BodyHoleBytes
             | Anomaly::PacketForeign
             | Anomaly::ProxyHeader
+            | Anomaly::ServerVersionShed
             | Anomaly::ClockSetBack
     )
 }

@@ -228,7 +228,7 @@ pub(super) fn hot_clients() -> Vec<Spec<ClientRow>> {
     ]
 }
 
-fn servers() -> Vec<Spec<ServerRow>> {
+pub(super) fn servers() -> Vec<Spec<ServerRow>> {
     vec![
         name("SERVERS", |_, row| Cell::Figure(row.server.to_string())),
         requests(),

@@ -7,7 +7,7 @@ use super::options::Metric;
 use super::sections::{self, Cell, Column, Frame, Spec, Table, figure, name, percent_text};
 use super::units;
 use crate::choices::choices;
-use crate::collector::snapshot::{ClientRow, Counters, KeyRow, PairRow};
+use crate::collector::snapshot::{ClientRow, Counters, KeyRow, PairRow, ServerRow};
 use crate::model::Endpoint;
 
 choices! {
@@ -101,6 +101,16 @@ pub(crate) fn clients<'a>(contents: &Contents<'_>, rows: &'a [&'a ClientRow], by
 /// Key shapes.
 pub(crate) fn shapes<'a>(contents: &Contents<'_>, rows: &'a [&'a Tally], by: Sort) -> Table<'a> {
     sections::ranked_table(sorted_by(by, sections::tallies("KEY SHAPES")), Frame::of(contents), rows)
+}
+
+/// Key groups.
+pub(crate) fn groups<'a>(contents: &Contents<'_>, rows: &'a [&'a Tally], by: Sort) -> Table<'a> {
+    sections::ranked_table(sorted_by(by, sections::tallies("KEY GROUPS")), Frame::of(contents), rows)
+}
+
+/// Servers.
+pub(crate) fn servers<'a>(contents: &Contents<'_>, rows: &'a [&'a ServerRow], by: Sort) -> Table<'a> {
+    sections::ranked_table(sorted_by(by, sections::servers()), Frame::of(contents), rows)
 }
 
 /// The figure that rows are sorted by stands behind their requests and never gives way.

@@ -5,7 +5,7 @@ use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
 /// Keys and what they do, as help shows them.
 pub const HELP: &[(&str, &str)] = &[
-    ("1 … 6, Tab", "keys, clients, shapes, targets, commands, health"),
+    ("1 … 8, Tab", "keys, clients, shapes, groups, servers, targets, commands, health"),
     ("↑ ↓ PgUp PgDn Home End, j k", "move the selection, which stays with its row"),
     ("Enter", "deeper: clients of a key, keys of a client"),
     ("Esc, Backspace", "back"),
@@ -52,7 +52,7 @@ fn line_input(code: KeyCode) -> Option<Input> {
 fn screen_input(code: KeyCode) -> Option<Input> {
     Some(match code {
         KeyCode::Char('q') => Input::Quit,
-        KeyCode::Char(digit @ '1'..='6') => Input::Show(usize::from(digit as u8 - b'1')),
+        KeyCode::Char(digit @ '1'..='8') => Input::Show(usize::from(digit as u8 - b'1')),
         KeyCode::Tab => Input::NextView,
         KeyCode::BackTab => Input::PreviousView,
         KeyCode::Up | KeyCode::Char('k') => Input::Up,

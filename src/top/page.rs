@@ -29,6 +29,10 @@ pub enum View {
     Clients,
     /// Key shapes.
     Shapes,
+    /// The operator's key groups.
+    Groups,
+    /// The servers of a target that has many.
+    Servers,
     /// The targets side by side.
     Targets,
     /// Commands with their outcomes.
@@ -43,10 +47,12 @@ pub enum View {
 
 impl View {
     /// Those that have a tab, in their order.
-    pub const TABS: [(View, &'static str); 6] = [
+    pub const TABS: [(View, &'static str); 8] = [
         (View::Keys, "keys"),
         (View::Clients, "clients"),
         (View::Shapes, "shapes"),
+        (View::Groups, "groups"),
+        (View::Servers, "servers"),
         (View::Targets, "targets"),
         (View::Commands, "commands"),
         (View::Health, "health"),
@@ -119,6 +125,10 @@ pub enum RowId {
     Client(Endpoint),
     /// A key shape.
     Shape(Vec<u8>),
+    /// A key group.
+    Group(Vec<u8>),
+    /// A server.
+    Server(Endpoint),
     /// A target.
     Target(String),
 }
@@ -233,7 +243,7 @@ pub fn page(frame: &Frame, question: Question<'_>) -> Page {
     };
     let options = report_options(frame, question);
     let shown = match question.view {
-        View::Shapes => Shown::new(snapshot, &options),
+        View::Shapes | View::Groups => Shown::new(snapshot, &options),
         _ => Shown::rows_only(snapshot, &options),
     };
     let contents = shown.contents();
@@ -241,6 +251,7 @@ pub fn page(frame: &Frame, question: Question<'_>) -> Page {
     if contents.saw_nothing() {
         notes = sections::seen_elsewhere(&contents);
     } else {
+        notes.extend(why_empty(question, &contents));
         notes.extend(contents.findings.iter().map(|finding| finding.text.clone()));
     }
     Page {
@@ -250,6 +261,20 @@ pub fn page(frame: &Frame, question: Question<'_>) -> Page {
         notes,
         body: body(frame, question, &shown, &contents),
     }
+}
+
+/// What is to be done about a view that has no rows whatever the traffic.
+fn why_empty(question: Question<'_>, contents: &Contents<'_>) -> Option<String> {
+    let reason = match question.view {
+        View::Groups if question.options.groups.is_empty() => {
+            "no key groups are configured: [[keys.group]] in the configuration names some"
+        }
+        View::Servers if contents.snapshot.servers.is_empty() => {
+            "one server only: the servers of a target are listed where it is a network or *"
+        }
+        _ => return None,
+    };
+    Some(reason.to_string())
 }
 
 fn report_options(frame: &Frame, question: Question<'_>) -> ReportOptions {
@@ -290,6 +315,16 @@ fn body(frame: &Frame, question: Question<'_>, shown: &Shown<'_>, contents: &Con
             let rows = order.arrange(shown.shapes());
             let ids = rows.iter().map(|row| RowId::Shape(row.name.clone())).collect();
             Rows::new(&views::shapes(contents, &rows, order.sort), ids, shown.shapes().len())
+        }
+        View::Groups => {
+            let rows = order.arrange(shown.groups());
+            let ids = rows.iter().map(|row| RowId::Group(row.name.clone())).collect();
+            Rows::new(&views::groups(contents, &rows, order.sort), ids, shown.groups().len())
+        }
+        View::Servers => {
+            let rows = order.arrange(&snapshot.servers);
+            let ids = rows.iter().map(|row| RowId::Server(row.server)).collect();
+            Rows::new(&views::servers(contents, &rows, order.sort), ids, snapshot.servers.len())
         }
         View::Targets => targets(frame, question),
         View::ClientsOfKey(_) | View::KeysOfClient(_) => drilled(question, contents),

@@ -91,7 +91,9 @@ impl Paper<'_, '_> {
             self.put(&cut(note, self.width), warning);
         }
         if page.notes.len() > notes && !matches!(state.view(), View::Health) {
-            let more = format!(" … {} more: 6", page.notes.len() - notes);
+            let health =
+                View::TABS.iter().position(|(view, _)| *view == View::Health).map_or(0, |tab| tab + 1);
+            let more = format!(" … {} more: {health}", page.notes.len() - notes);
             let at = self.width.saturating_sub(more.chars().count());
             let line = self.line.saturating_sub(1);
             self.put_at(at, line, &more, warning);
@@ -100,12 +102,17 @@ impl Paper<'_, '_> {
 
     /// The tabs at the left, how the figures stand to the present at the right: below, where there is no room beside.
     fn tabs(&mut self, state: &State) {
+        let names =
+            || View::TABS.iter().enumerate().map(|(index, (_, name))| format!("{} {name}", index + 1));
+        // Two blanks between names where there is room, one where there is not.
+        let roomy = names().map(|name| name.len() + 2).sum::<usize>() <= self.width;
+        let (before, after) = if roomy { (" ", " ") } else { ("", " ") };
         let mut column = 0;
-        for (index, (_, name)) in View::TABS.iter().enumerate() {
-            let text = format!(" {} {name} ", index + 1);
+        for (index, name) in names().enumerate() {
             let style = if state.tab() == Some(index) { SELECTED } else { PLAIN };
+            let text = format!("{before}{name}{after}");
             self.put_at(column, self.line, &text, style);
-            column += text.chars().count();
+            column += text.len();
         }
         self.line += 1;
         let standing = state.standing().join(" · ");

@@ -419,6 +419,12 @@ impl State {
             RowId::Shape(_) => {
                 return self.say("a shape has nothing beneath it; filter by a regular expression");
             }
+            RowId::Group(_) => {
+                return self.say("a group has nothing beneath it; filter by its regular expression");
+            }
+            RowId::Server(_) => {
+                return self.say("a server has nothing beneath it: its keys are those of the whole target");
+            }
         };
         if self.trail.len() == TRAIL_MAX {
             self.trail.remove(0);

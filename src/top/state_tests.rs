@@ -1,6 +1,7 @@
 use super::*;
-use crate::collector::snapshot::{ClientRow, Counters, KeyRow, PairRow, Snapshot};
+use crate::collector::snapshot::{ClientRow, Counters, KeyRow, PairRow, ServerRow, Snapshot};
 use crate::model::{Endpoint, Timestamp};
+use crate::report::KeyGroup;
 use crate::top::history::INTERVALS_MAX;
 
 fn client(last: u8, port: u16) -> Endpoint {
@@ -60,10 +61,15 @@ fn keys_shown(state: &State) -> Vec<String> {
     let name = |id: &RowId| match id {
         RowId::Key(key) => String::from_utf8_lossy(key).into_owned(),
         RowId::Client(client) => client.to_string(),
-        RowId::Shape(shape) => String::from_utf8_lossy(shape).into_owned(),
+        RowId::Shape(name) | RowId::Group(name) => String::from_utf8_lossy(name).into_owned(),
+        RowId::Server(server) => server.to_string(),
         RowId::Target(target) => target.clone(),
     };
     rows.ids.iter().map(name).collect()
+}
+
+fn tab(view: &View) -> Input {
+    Input::Show(View::TABS.iter().position(|(tab, _)| tab == view).expect("it has a tab"))
 }
 
 fn press(state: &mut State, inputs: &[Input]) {
@@ -262,7 +268,7 @@ fn targets_are_switched_by_name() {
     assert_eq!(keys_shown(&state), ["z"]);
     press(&mut state, &[Input::PreviousTarget]);
     assert_eq!(keys_shown(&state), ["a", "b", "c"]);
-    press(&mut state, &[Input::Show(3)]);
+    press(&mut state, &[tab(&View::Targets)]);
     assert_eq!(keys_shown(&state), ["two", "one"], "most requests first");
     press(&mut state, &[Input::Enter]);
     assert_eq!((state.view(), keys_shown(&state)), (&View::Keys, vec!["z".to_string()]));
@@ -270,6 +276,64 @@ fn targets_are_switched_by_name() {
     assert_eq!(state.page().heading, ["two: nothing in this interval"]);
     state.take(both(3));
     assert_eq!(keys_shown(&state), ["z"]);
+}
+
+#[test]
+fn the_operators_groups_are_added_up_sorted_and_filtered() {
+    let group = |name: &str, pattern: &str| KeyGroup {
+        name: name.to_string(),
+        pattern: regex::bytes::Regex::new(pattern).unwrap(),
+    };
+    let options = ReportOptions {
+        groups: vec![group("items", "^item:"), group("users", "^user:")],
+        ..ReportOptions::default()
+    };
+    let mut state = State::new(options, Over::Interval, Source::Capture);
+    state.set_height(10);
+    state.take(frame(1, &[("user:1", 300), ("item:1", 200), ("item:2", 200), ("x", 1)]));
+    press(&mut state, &[tab(&View::Groups)]);
+    assert_eq!(keys_shown(&state), ["items", "users", "(none of the groups)"]);
+    press(&mut state, &[Input::Reverse]);
+    assert_eq!(keys_shown(&state), ["(none of the groups)", "users", "items"]);
+    press(&mut state, &[Input::Last, Input::Enter]);
+    assert_eq!(*state.view(), View::Groups);
+    assert!(state.message().is_some_and(|text| text.contains("regular expression")));
+    type_line(&mut state, Input::AskFilter, "^user");
+    assert_eq!(keys_shown(&state), ["users"]);
+    assert!(state.cursor().gone, "the selected group has no row any more");
+}
+
+#[test]
+fn the_servers_of_a_network_are_told_apart() {
+    let mut state = state();
+    let mut wide = frame(1, ABC);
+    let server = |last, requests| ServerRow {
+        server: client(last, 11211),
+        err: 0,
+        counters: gets(requests),
+        top_key: Some(((*b"a").into(), requests / 2)),
+    };
+    wide.snapshots[0].servers = vec![server(8, 100), server(7, 500)];
+    state.take(wide);
+    press(&mut state, &[tab(&View::Servers)]);
+    assert_eq!(keys_shown(&state), ["10.0.0.7:11211", "10.0.0.8:11211"]);
+    press(&mut state, &[Input::Enter]);
+    assert_eq!(*state.view(), View::Servers);
+    let Effect::Write { contents, .. } = type_line(&mut state, Input::AskExport, "x.md") else {
+        panic!("{:?}", state.message())
+    };
+    assert!(String::from_utf8(contents).unwrap().contains("| 10.0.0.7:11211 | 500 |"));
+}
+
+#[test]
+fn views_that_have_no_rows_say_what_would_give_them_some() {
+    let mut state = state();
+    state.take(frame(1, ABC));
+    for (view, advice) in [(View::Groups, "[[keys.group]]"), (View::Servers, "a network or *")] {
+        press(&mut state, &[tab(&view)]);
+        assert_eq!(keys_shown(&state), [""; 0]);
+        assert!(state.page().notes[0].contains(advice), "{:?}", state.page().notes);
+    }
 }
 
 #[test]

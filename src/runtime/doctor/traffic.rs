@@ -19,6 +19,10 @@ use std::time::Duration;
 const HOLD_MIN: Duration = Duration::from_millis(250);
 /// Packets whose times differ more than this from the system's clock carry those of another one.
 const CLOCK_SKEW_MAX: Duration = Duration::from_secs(1);
+/// Times of packets that go back, or ahead of the time that has passed, by more than this were set: an interface delivers in order.
+const CLOCK_STEP_MAX: Duration = Duration::from_secs(1);
+/// A greater share of streams with missing bytes makes figures that cannot be compared.
+const GAP_SHARE_MAX: f64 = 0.01;
 /// Strangers that are named.
 const STRANGERS_SHOWN: usize = 3;
 /// Ethernet header and VLAN tags on top of what the MTU limits.
@@ -97,6 +101,31 @@ struct Carried {
     dropped: u64,
     /// Greatest difference between a packet's time and ours.
     skew: Duration,
+    /// How the times of its packets go on.
+    pace: Pace,
+}
+
+/// The times of packets that follow each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Pace {
+    first: Option<Duration>,
+    newest: Duration,
+    /// Greatest step back.
+    back: Duration,
+}
+
+impl Pace {
+    fn take(&mut self, time: Duration) {
+        self.first.get_or_insert(time);
+        self.back = self.back.max(self.newest.saturating_sub(time));
+        self.newest = self.newest.max(time);
+    }
+
+    /// By how much the packets' times went on beyond the time that we listened.
+    fn ahead(&self, listened: Duration) -> Duration {
+        let first = self.first.unwrap_or(self.newest);
+        self.newest.saturating_sub(first).saturating_sub(listened)
+    }
 }
 
 /// What was heard.
@@ -132,7 +161,9 @@ impl Traffic {
         let carried = &mut self.carried[index];
         carried.packets += 1;
         carried.captured_bytes += packet.bytes.len() as u64;
-        carried.skew = carried.skew.max(now.abs_diff(Duration::from_nanos(packet.timestamp.nanos())));
+        let time = Duration::from_nanos(packet.timestamp.nanos());
+        carried.skew = carried.skew.max(now.abs_diff(time));
+        carried.pace.take(time);
         let seen = match self.decoder.decode(packet) {
             Decoded::Segment(segment) => {
                 Some((Transport::Tcp, segment.source, segment.destination, segment.payload))
@@ -170,7 +201,7 @@ impl Traffic {
         for (interface, carried) in self.interfaces.iter().zip(&self.carried) {
             judge_interface(config, interface, carried, listened, lines);
         }
-        self.judge_clock(lines);
+        judge_clock(&self.carried, listened, lines);
         if self.carried.iter().all(|carried| carried.target_packets == 0) {
             judge_silence(&capture, listened, lines);
             return;
@@ -179,22 +210,32 @@ impl Traffic {
             judge_target(&escape_name(&target.name), tally, openings, lines);
         }
     }
+}
 
-    fn judge_clock(&self, lines: &mut Lines) {
-        if self.carried.iter().all(|carried| carried.packets == 0) {
-            return;
-        }
-        // A block waits a little before we see it: only what is far beyond that is another clock.
-        let skew = self.carried.iter().map(|carried| carried.skew).max().unwrap_or_default();
-        if skew > CLOCK_SKEW_MAX {
-            let text = format!(
-                "packets carry times that differ by up to {} from the system's clock",
-                units::length(skew)
-            );
-            lines.warn("clock", text, "was the clock set just now? Intervals follow the packets' times");
-        } else {
-            lines.ok("clock", "packets carry the times of the system's clock");
-        }
+fn judge_clock(carried: &[Carried], listened: Duration, lines: &mut Lines) {
+    if carried.iter().all(|carried| carried.packets == 0) {
+        return;
+    }
+    let greatest = |of: &dyn Fn(&Carried) -> Duration| carried.iter().map(of).max().unwrap_or_default();
+    let (back, ahead) =
+        (greatest(&|carried| carried.pace.back), greatest(&|carried| carried.pace.ahead(listened)));
+    // A block waits a little before we see it: only what is far beyond that is another clock.
+    let skew = greatest(&|carried| carried.skew);
+    let slew = "let the time service slew the clock instead of setting it (chrony: makestep only at start): an interval that the \
+                step falls in is longer or shorter than it says, and so are its rates";
+    if back > CLOCK_STEP_MAX {
+        lines.warn("clock", format!("the times of packets went back by {}", units::length(back)), slew);
+    } else if ahead > CLOCK_STEP_MAX {
+        let text = format!("the times of packets jumped ahead by {}", units::length(ahead));
+        lines.warn("clock", text, slew);
+    } else if skew > CLOCK_SKEW_MAX {
+        let text = format!(
+            "packets carry times that differ by up to {} from the system's clock",
+            units::length(skew)
+        );
+        lines.warn("clock", text, "was the clock set just now? Intervals follow the packets' times");
+    } else {
+        lines.ok("clock", "packets carry the times of the system's clock, one after the other");
     }
 }
 
@@ -325,19 +366,92 @@ fn judge_flows(name: &str, tally: &TargetTally, lines: &mut Lines) {
         );
         lines.ok("protocols", text);
     }
-    if has(Anomaly::GapBytes) {
-        let text = format!("{name}: {} bytes of streams are missing", of(Anomaly::GapBytes));
-        lines.warn(
-            "loss",
-            text,
-            "look at ring drops above; at a mirror port, whether the switch drops copies",
-        );
+    judge_gaps(name, tally, lines);
+}
+
+/// Bytes of streams that never came, though the other side acknowledged them.
+fn judge_gaps(name: &str, tally: &TargetTally, lines: &mut Lines) {
+    // A stream may have had its first payload before, or none that was captured.
+    let streams = tally.streams.max(tally.streams_with_gaps);
+    if streams == 0 {
+        return;
+    }
+    let (with_gaps, bytes) = (tally.streams_with_gaps, tally.anomalies.of(Anomaly::GapBytes));
+    if with_gaps == 0 {
+        let text = format!("{name}: none of {} streams has a gap", units::count(streams));
+        return lines.ok("gaps", text);
+    }
+    let payload: u64 = tally.payload_bytes.iter().sum();
+    let text = format!(
+        "{name}: {} of {} streams ({}%) have gaps, {} bytes in all ({}% of the payload)",
+        units::count(with_gaps),
+        units::count(streams),
+        units::percent(with_gaps, streams, 1),
+        units::count(bytes),
+        units::percent(bytes, payload.saturating_add(bytes), 2),
+    );
+    let share = with_gaps as f64 / streams as f64;
+    if share > GAP_SHARE_MAX {
+        let advice = "outcomes around them are unseen: look at ring drops above (--ring-mb); at a mirror port, whether the switch \
+                      drops copies; on several paths, whether all of them are captured";
+        lines.warn("gaps", text, advice);
+    } else {
+        lines.ok("gaps", text);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn judged(judge: impl FnOnce(&mut Lines)) -> String {
+        let mut lines = Lines::default();
+        judge(&mut lines);
+        lines.text()
+    }
+
+    fn clock_of(seconds: &[u64]) -> String {
+        let mut carried = Carried { packets: seconds.len() as u64, ..Carried::default() };
+        for &second in seconds {
+            carried.pace.take(Duration::from_secs(second));
+        }
+        judged(|lines| judge_clock(&[Carried::default(), carried], Duration::from_secs(2), lines))
+    }
+
+    #[test]
+    fn a_clock_that_is_set_while_we_listen_is_told() {
+        assert_eq!(clock_of(&[]), "");
+        assert!(clock_of(&[1_000, 1_001, 1_002]).starts_with("ok "));
+        let back = clock_of(&[1_000, 940, 941]);
+        assert!(back.starts_with("warn  clock  the times of packets went back by 1m"), "{back}");
+        assert!(back.contains("slew"), "{back}");
+        // Of two steps the greatest, against the newest time that there was.
+        assert!(clock_of(&[1_000, 999, 990, 1_001]).contains("back by 10s"));
+        let ahead = clock_of(&[1_000, 1_001, 4_602]);
+        assert!(ahead.starts_with("warn  clock  the times of packets jumped ahead by 1h"), "{ahead}");
+        let other = Carried { packets: 1, skew: Duration::from_secs(90), ..Carried::default() };
+        let other = judged(|lines| judge_clock(&[other], Duration::from_secs(2), lines));
+        assert!(other.starts_with("warn  clock  packets carry times that differ by up to 1m30s"), "{other}");
+    }
+
+    #[test]
+    fn the_share_of_streams_with_gaps_is_told() {
+        let gaps = |streams, streams_with_gaps, bytes| {
+            let mut tally =
+                TargetTally { streams, streams_with_gaps, payload_bytes: [900, 0], ..TargetTally::default() };
+            tally.anomalies.add(Anomaly::GapBytes, bytes);
+            judged(|lines| judge_gaps("t", &tally, lines))
+        };
+        assert_eq!(gaps(0, 0, 0), "");
+        assert_eq!(gaps(40, 0, 0), "ok    gaps  t: none of 40 streams has a gap\n");
+        let few = "t: 1 of 400 streams (0.2%) have gaps, 100 bytes in all (10.00% of the payload)";
+        assert!(gaps(400, 1, 100).starts_with(&format!("ok    gaps  {few}")), "{}", gaps(400, 1, 100));
+        let many = gaps(40, 10, 100);
+        assert!(
+            many.starts_with("warn  gaps  t: 10 of 40 streams (25.0%)") && many.contains("--ring-mb"),
+            "{many}"
+        );
+    }
 
     #[test]
     fn openings_are_told_and_the_middle_of_a_value_is_none() {
