@@ -50,6 +50,8 @@ const BATCH: usize = 32;
 pub struct CollectorOptions {
     /// By `TargetId`.
     pub targets: Vec<TargetOptions>,
+    /// Targets that there may ever be, these included: a `TargetId` is not used twice. Fewer than there are: no more than these.
+    pub targets_max: usize,
     /// Of the hash functions; `None`: random, the same for all collectors of the process.
     pub seed: Option<u64>,
 }
@@ -193,10 +195,49 @@ impl Batch {
     }
 }
 
+/// The tables of one target at one worker, on their way into a collector or out of one: made and emptied wherever there is time.
+pub struct TargetTables {
+    target: Box<Target>,
+    /// Of the hashes in there, once they come from a collector.
+    seed: u64,
+}
+
+impl TargetTables {
+    /// Takes all memory that they will ever use, populated.
+    pub fn new(options: &TargetOptions) -> Result<TargetTables, CollectorError> {
+        if options.budget_bytes < BUDGET_MIN {
+            return Err(CollectorError::BudgetTooSmall { bytes: options.budget_bytes, least: BUDGET_MIN });
+        }
+        TargetTables::of_any_size(options)
+    }
+
+    fn of_any_size(options: &TargetOptions) -> Result<TargetTables, CollectorError> {
+        Ok(TargetTables { target: Box::new(Target::new(options)?), seed: 0 })
+    }
+
+    /// What they hold.
+    pub fn capacity(&self) -> Capacity {
+        self.target.capacity()
+    }
+
+    /// Copies what was counted since the last interval was closed into `harvest`, and gives the memory back.
+    pub fn close(mut self, harvest: &mut Harvest) {
+        self.target.begin_close(harvest);
+        self.target.end_close(harvest);
+        harvest.seed = self.seed;
+    }
+}
+
+impl std::fmt::Debug for TargetTables {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TargetTables").field("capacity", &self.capacity()).finish_non_exhaustive()
+    }
+}
+
 /// One worker's figures of all targets.
 pub struct Collector {
-    /// By `TargetId`.
-    targets: Vec<Target>,
+    /// By `TargetId`; nothing where a target is not there yet, or not any more.
+    targets: Vec<Option<Box<Target>>>,
     hasher: SeedableRandomState,
     /// Names the hash function: harvests with the same seed can be joined by hash.
     seed: u64,
@@ -210,15 +251,24 @@ pub struct Collector {
 impl Collector {
     /// Takes all memory that the tables will ever use.
     pub fn new(options: &CollectorOptions) -> Result<Collector, CollectorError> {
-        if let Some(small) = options.targets.iter().find(|target| target.budget_bytes < BUDGET_MIN) {
-            return Err(CollectorError::BudgetTooSmall { bytes: small.budget_bytes, least: BUDGET_MIN });
-        }
-        Collector::of_any_size(options)
+        Collector::with_tables(options, TargetTables::new)
     }
 
+    #[cfg(test)]
     fn of_any_size(options: &CollectorOptions) -> Result<Collector, CollectorError> {
-        let targets =
-            options.targets.iter().map(Target::new).collect::<Result<Vec<Target>, CollectorError>>()?;
+        Collector::with_tables(options, TargetTables::of_any_size)
+    }
+
+    fn with_tables(
+        options: &CollectorOptions,
+        tables: impl Fn(&TargetOptions) -> Result<TargetTables, CollectorError>,
+    ) -> Result<Collector, CollectorError> {
+        let targets_max = options.targets.len().max(options.targets_max);
+        let mut targets = Vec::with_capacity(targets_max);
+        for target in &options.targets {
+            targets.push(Some(tables(target)?.target));
+        }
+        targets.resize_with(targets_max, || None);
         let (seed, shared) = match options.seed {
             Some(seed) => (seed, SharedSeed::global_fixed()),
             None => (process_seed(), SharedSeed::global_random()),
@@ -242,13 +292,36 @@ impl Collector {
 
     /// What a target's tables hold.
     pub fn capacity(&self, target: TargetId) -> Capacity {
-        self.targets.get(target.index()).map_or(Capacity::default(), Target::capacity)
+        self.targets
+            .get(target.index())
+            .and_then(Option::as_ref)
+            .map_or(Capacity::default(), |target| target.capacity())
+    }
+
+    /// Begins to count a target that was not there before.
+    ///
+    /// # Panics
+    /// When there may be no target of this number, or there is one already.
+    pub fn install(&mut self, target: TargetId, tables: TargetTables) {
+        let slot = &mut self.targets[target.index()];
+        assert!(slot.is_none(), "a number is not given twice");
+        *slot = Some(tables.target);
+    }
+
+    /// Takes a target out, with what was counted since its last interval was closed. What is observed of it from now on is not counted.
+    /// Its last interval's rows have to be copied out before, with [`Collector::end_close`].
+    pub fn remove(&mut self, target: TargetId) -> Option<TargetTables> {
+        self.flush();
+        let flows = self.flows.take(target);
+        let mut removed = self.targets.get_mut(target.index())?.take()?;
+        flows.for_each(|flow| removed.update_origin(flow));
+        Some(TargetTables { target: removed, seed: self.seed })
     }
 
     /// Counts an observation. Tables learn of it with its batch, at the latest when the interval is closed.
     #[inline]
     pub fn observe(&mut self, tuple: &FlowTuple, observation: &Observation<'_>) {
-        let Some(target) = self.targets.get_mut(tuple.target.index()) else {
+        let Some(Some(target)) = self.targets.get_mut(tuple.target.index()) else {
             return;
         };
         target.count(observation);
@@ -287,9 +360,11 @@ impl Collector {
     fn meet(&mut self, at: usize, tuple: &FlowTuple) {
         let hasher = &self.hasher;
         let origin = Origin::new(&tuple.client, &tuple.server, |bytes| hash(hasher, bytes));
-        let number = self.targets[tuple.target.index()].number(&origin);
-        if let Some(former) = self.flows.replace(at, Flow::new(tuple, origin, number)) {
-            self.targets[former.target().index()].update_origin(&former);
+        let number = self.targets[tuple.target.index()].as_mut().and_then(|target| target.number(&origin));
+        if let Some(former) = self.flows.replace(at, Flow::new(tuple, origin, number))
+            && let Some(target) = &mut self.targets[former.target().index()]
+        {
+            target.update_origin(&former);
         }
     }
 
@@ -308,7 +383,9 @@ impl Collector {
         let Collector { targets, batch, parts, .. } = self;
         for index in 0..batch.count {
             let (target, request) = batch.request(index);
-            targets[target].update(&request, parts.pairs);
+            if let Some(target) = &mut targets[target] {
+                target.update(&request, parts.pairs);
+            }
         }
         batch.count = 0;
     }
@@ -319,25 +396,29 @@ impl Collector {
         let Collector { targets, batch, parts, .. } = self;
         for index in 0..batch.count {
             let (target, request) = batch.request(index);
-            targets[target].prefetch(&request, parts.pairs);
+            if let Some(target) = &targets[target] {
+                target.prefetch(&request, parts.pairs);
+            }
         }
         let (mut late, mut late_count) = ([0u8; BATCH], 0);
         for index in 0..batch.count {
             let (target, request) = batch.request(index);
-            if targets[target].prefetch_slots(&request) {
+            if targets[target].as_ref().is_some_and(|target| target.prefetch_slots(&request)) {
                 late[late_count] = index as u8;
                 late_count += 1;
             }
         }
         for &index in &late[..late_count] {
             let (target, request) = batch.request(usize::from(index));
-            targets[target].prefetch_second(&request);
+            if let Some(target) = &targets[target] {
+                target.prefetch_second(&request);
+            }
         }
     }
 
     /// Adds what reassembly counted for a target.
     pub fn add_tally(&mut self, target: TargetId, tally: &TargetTally) {
-        if let Some(target) = self.targets.get_mut(target.index()) {
+        if let Some(Some(target)) = self.targets.get_mut(target.index()) {
             target.add_tally(tally);
         }
     }
@@ -348,7 +429,7 @@ impl Collector {
     pub fn begin_close(&mut self, target: TargetId, harvest: &mut Harvest) {
         self.flush();
         let flows = self.flows.take(target);
-        if let Some(target) = self.targets.get_mut(target.index()) {
+        if let Some(Some(target)) = self.targets.get_mut(target.index()) {
             flows.for_each(|flow| target.update_origin(flow));
             target.begin_close(harvest);
             harvest.seed = self.seed;
@@ -360,13 +441,13 @@ impl Collector {
     /// same. True: nothing is left to copy.
     pub fn sweep(&mut self) -> bool {
         // Target by target; those that are done answer at once.
-        self.unswept = self.unswept && !self.targets.iter_mut().all(Target::sweep);
+        self.unswept = self.unswept && !self.targets.iter_mut().flatten().all(|target| target.sweep());
         !self.unswept
     }
 
     /// Hands over the rows of a target's interval that was ended by [`Collector::begin_close`] with the same harvest.
     pub fn end_close(&mut self, target: TargetId, harvest: &mut Harvest) {
-        if let Some(target) = self.targets.get_mut(target.index()) {
+        if let Some(Some(target)) = self.targets.get_mut(target.index()) {
             target.end_close(harvest);
         }
     }
