@@ -43,8 +43,10 @@ pub(super) struct ReporterThread {
     newest: Newest,
     /// Where merged buffers go back to, by worker.
     buffers: Vec<Sender<Vec<TargetHarvest>>>,
-    /// Intervals of which some workers have reported, oldest first.
+    /// Intervals that some workers have yet to report or to pass, oldest first.
     open: BTreeMap<u64, OpenInterval>,
+    /// The end of each worker's newest interval: the earlier ones have nothing to wait for from it.
+    reached: Vec<u64>,
     intervals: u64,
     intervals_max: u64,
     requests: Requests,
@@ -208,6 +210,7 @@ impl ReporterThread {
             sink,
             publisher: None,
             newest: Newest::default(),
+            reached: vec![0; buffers.len()],
             buffers,
             open: BTreeMap::new(),
             intervals: 0,
@@ -328,14 +331,16 @@ impl ReporterThread {
         open.interval.start = open.interval.start.min(report.interval.start);
         open.interval.end = open.interval.end.max(report.interval.end);
         open.interval.partial |= report.interval.partial;
+        self.reached[report.worker] = key;
         open.reports.push(report);
-        if open.reports.len() < self.buffers.len() {
-            return Ok(());
+        // A worker that was late has lengthened its interval: it passes ends that others have. Whoever waited for it there would
+        // keep their buffers, and they would wait for these.
+        let passed = self.reached.iter().copied().min().unwrap_or(u64::MAX);
+        while let Some(first) = self.open.first_entry().filter(|first| *first.key() <= passed) {
+            let complete = first.remove();
+            self.report(complete)?;
         }
-        match self.open.remove(&key) {
-            Some(complete) => self.report(complete),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     fn report(&mut self, open: OpenInterval) -> Result<(), OutputEnd> {
