@@ -350,7 +350,8 @@ fn resident_bytes() -> u64 {
 
 fn collector(budget_bytes: u64) -> Collector {
     let targets = vec![TargetOptions { budget_bytes, servers: false }];
-    Collector::new(&CollectorOptions { targets, seed: Some(3) }).expect("memory for the bench")
+    Collector::new(&CollectorOptions { targets, seed: Some(3), ..CollectorOptions::default() })
+        .expect("memory for the bench")
 }
 
 fn close(collector: &mut Collector, rows_max: Option<usize>) -> Harvest {

@@ -60,7 +60,7 @@ pub enum Action {
     /// capture or how long an interval is; otherwise it captures itself, which needs CAP_NET_RAW. Unless told otherwise, intervals
     /// of an own capture last 2 seconds. Keys are listed under `?`.
     Top(TopArgs),
-    /// See the targets of a running `memtap run`, over its control socket.
+    /// See and change the targets of a running `memtap run`, over its control socket.
     Target(TargetArgs),
     /// Say what would be seen and why not: privileges, interfaces, listeners, directions, protocols.
     Doctor(DoctorArgs),
@@ -183,8 +183,23 @@ pub struct TargetArgs {
 /// What to do with the targets of a running memtap.
 #[derive(Clone, Debug, Subcommand)]
 pub enum TargetAction {
-    /// List them: name, address, budget.
+    /// List them: name, address, budget, state.
     List,
+    /// Watch one more. Ends when it is watched: its memory is taken by then, and the others have lost no count.
+    Add {
+        /// The server. ADDR is an address, a CIDR, or * for every one; it may not overlap another target.
+        #[arg(value_name = "[NAME=]ADDR[:PORT]")]
+        target: String,
+        /// Memory for its tables, in megabytes.
+        #[arg(long, value_name = "N")]
+        budget_mb: Option<String>,
+    },
+    /// Watch one no more. Its last interval is reported there, and its memory given back.
+    Remove {
+        /// The target's name, as `list` shows it.
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
 }
 
 /// What `config` takes.
@@ -326,10 +341,14 @@ pub struct Options {
 impl Options {
     /// The configuration that file, environment and these flags make.
     pub fn load(&self, environment: &dyn Fn(&str) -> Option<String>) -> Result<Loaded, ConfigError> {
+        Config::load(self.file(environment).as_deref(), environment, &self.flags())
+    }
+
+    /// The configuration file that is read.
+    pub fn file(&self, environment: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
         let from_environment =
             || environment(CONFIG_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from);
-        let file = self.config.clone().or_else(from_environment);
-        Config::load(file.as_deref(), environment, &self.flags())
+        self.config.clone().or_else(from_environment)
     }
 
     /// The flags that were given, by the key of their setting.

@@ -17,7 +17,7 @@
 //!    socket and no thread, so that everything after the socket is tested from bytes.
 //! 2. **Loss is a value.** We only listen; what we missed is gone. Gaps, drops and evictions are counted ([`anomaly`]) and travel
 //!    with the figures of their interval into every report.
-//! 3. **Every limit has a name.** It is allocated at start-up (`…Limits`), counted when it is reached, and printed.
+//! 3. **Every limit has a name.** It is allocated at start-up (`…Limits`; a target's tables before it is announced), counted when it is reached, and printed.
 //!
 //! # Where things are
 //!
@@ -30,7 +30,7 @@
 //! | [`collector`] | observations | snapshots | tables with a byte budget, harvest, merge, rankings |
 //! | [`report`] | snapshots | text | tables, JSON Lines (both ways), CSV, Markdown, lines, findings, conditions, escaping, privacy, merging of reports |
 //! | [`pipeline`] | packets | observations | composes decode, reassembly and parser |
-//! | [`runtime`] | configuration | reports | threads, clock, signals, interfaces that come and go, log; one file for each command |
+//! | [`runtime`] | configuration | reports | threads, clock, signals, interfaces and targets that come and go, log; one file for each command |
 //! | [`top`] | snapshots, key presses | a screen | the live screen: state machine, views, drawing |
 //! | [`sandbox`] | options | | giving up user, capabilities, files and system calls once the rings are open |
 //! | [`config`], [`cli`] | operator | `Config` | every default, every flag |
@@ -52,7 +52,8 @@
 //!
 //! The ring is full: counted, and by the load ladder ([`capture::ladder`]) less is kept. An interface is deleted: a thread that listens
 //! to the kernel opens rings on its successor, on sockets that were opened while that was allowed. A worker panics: its block goes
-//! back, its pipeline is made anew, its tables stay. The reporter is late: the interval is lengthened, and its times say so.
+//! back, its pipeline is made anew, its tables stay. A target is added or removed: one thread takes or gives back its memory, and workers only
+//! put its tables in or hand them out, between two blocks. The reporter is late: the interval is lengthened, and its times say so.
 //!
 //! # What holds it
 //!

@@ -43,7 +43,8 @@ impl TargetMatch {
 /// Which target an endpoint is a server of. The most specific network wins; among equals the first.
 #[derive(Clone, Debug)]
 pub struct TargetMap {
-    targets: Vec<TargetMatch>,
+    /// By `TargetId`; nothing where there is no target yet, or not any more.
+    targets: Vec<Option<TargetMatch>>,
     /// A bit per port that some target has: turns away foreign packets before any lookup.
     ports: Box<[u64; 1024]>,
     /// Targets of a single address.
@@ -56,10 +57,19 @@ impl TargetMap {
     /// # Panics
     /// With more targets than a `TargetId` can number (65,536); the configuration permits fewer.
     pub fn new(targets: Vec<TargetMatch>) -> TargetMap {
+        TargetMap::with_slots(targets.into_iter().map(Some).collect())
+    }
+
+    /// Targets by their `TargetId`, with room for those that may come.
+    ///
+    /// # Panics
+    /// As [`TargetMap::new`], with the number of slots.
+    pub fn with_slots(targets: Vec<Option<TargetMatch>>) -> TargetMap {
         let mut ports = Box::new([0u64; 1024]);
         let mut single: HashMap<_, Vec<TargetId>> = HashMap::new();
         let mut networks = Vec::new();
         for (index, target) in targets.iter().enumerate() {
+            let Some(target) = target else { continue };
             let id = TargetId(u16::try_from(index).expect("the configuration limits the number of targets"));
             ports[usize::from(target.port >> 6)] |= 1 << (target.port & 63);
             match target.network.single() {
@@ -67,15 +77,15 @@ impl TargetMap {
                 None => networks.push(id),
             }
         }
-        let prefix = |id: &TargetId| match targets[id.index()].network {
-            Network::Any => 0,
-            Network::Net(_, prefix) => prefix,
+        let prefix = |id: &TargetId| match targets[id.index()].map(|target| target.network) {
+            Some(Network::Net(_, prefix)) => prefix,
+            Some(Network::Any) | None => 0,
         };
         networks.sort_by_key(|id| std::cmp::Reverse(prefix(id)));
         TargetMap { targets, ports, single, networks }
     }
 
-    /// Number of targets.
+    /// Number of slots: of targets, and of such that may come or have gone.
     pub fn len(&self) -> usize {
         self.targets.len()
     }
@@ -83,6 +93,14 @@ impl TargetMap {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.targets.is_empty()
+    }
+
+    /// The numbers of the targets that there are.
+    pub fn ids(&self) -> impl Iterator<Item = TargetId> + '_ {
+        let id = |(index, target): (usize, &Option<TargetMatch>)| {
+            target.as_ref().map(|_| TargetId(u16::try_from(index).expect("checked when the map was made")))
+        };
+        self.targets.iter().enumerate().filter_map(id)
     }
 
     /// Every port that some target has.
@@ -101,15 +119,13 @@ impl TargetMap {
         if !self.has_port(endpoint.port()) {
             return None;
         }
-        let of = |id: &TargetId| &self.targets[id.index()];
+        let of = |id: &TargetId| self.targets[id.index()].as_ref();
+        let watches = |id: &TargetId| of(id).is_some_and(|target| target.watches(transport));
         let mut single = self.single.get(&(endpoint.ip(), endpoint.port())).into_iter().flatten().copied();
-        single.find(|id| of(id).watches(transport)).or_else(|| {
-            self.networks.iter().copied().find(|id| {
-                let target = of(id);
-                target.port == endpoint.port()
-                    && target.watches(transport)
-                    && target.network.contains(endpoint)
-            })
+        single.find(watches).or_else(|| {
+            let matches =
+                |target: &TargetMatch| target.port == endpoint.port() && target.network.contains(endpoint);
+            self.networks.iter().copied().find(|id| watches(id) && of(id).is_some_and(matches))
         })
     }
 }
@@ -226,6 +242,9 @@ struct Stage {
 /// Packets between two looks at what has become old: often enough to spread the work, seldom enough to cost nothing.
 const PACKETS_PER_TICK: u32 = 256;
 
+/// Slots of the tables that are looked at in one step of closing a target's flows: some ten microseconds' work.
+const SLOTS_PER_STEP: usize = 4096;
+
 /// Steps back of the clock that are no disorder of packets, nor of recordings that overlap.
 const CLOCK_SET_BACK_MIN: Duration = Duration::from_secs(10);
 
@@ -299,6 +318,41 @@ impl Pipeline {
         self.datagrams.close_all(tallies, &mut forward);
     }
 
+    /// Which endpoints are servers of which targets.
+    pub fn targets(&self) -> &TargetMap {
+        &self.stage.targets
+    }
+
+    /// Goes by another map from now on; flows that are followed keep their targets. Does not belong on the packet path.
+    ///
+    /// # Panics
+    /// When the map has another number of slots.
+    pub fn set_targets(&mut self, targets: TargetMap) {
+        assert_eq!(targets.len(), self.stage.targets.len(), "slots are given at the start");
+        self.decoder.keep_from_tunnels(&targets.ports());
+        self.stage.targets = targets;
+    }
+
+    /// Ends flows and exchanges of a target that the map does not have any more, a step at a time: begin with 0 and go on with what comes back
+    /// until nothing does. What is outstanding is given up as unseen.
+    pub fn close_target(
+        &mut self,
+        target: TargetId,
+        from: usize,
+        emit: &mut impl FnMut(&FlowTuple, &Observation<'_>),
+    ) -> Option<usize> {
+        let Stage { transactions, tallies, parser_anomalies, .. } = &mut self.stage;
+        let mut forward = to_parser(transactions, parser_anomalies, emit);
+        let flows = self.flows.slots();
+        let to = from + SLOTS_PER_STEP;
+        self.flows.close_target(target, from.min(flows)..to.min(flows), tallies, &mut forward);
+        let exchanges = self.datagrams.slots();
+        let among_exchanges = |at: usize| at.saturating_sub(flows).min(exchanges);
+        let range = among_exchanges(from)..among_exchanges(to);
+        self.datagrams.close_target(target, range, tallies, &mut forward);
+        (to < flows + exchanges).then_some(to)
+    }
+
     /// Goes on with the counts of another that failed, and with nothing else of it.
     pub fn take_over_counts(&mut self, failed: Pipeline) {
         for (mine, theirs) in self.stage.tallies.iter_mut().zip(&failed.stage.tallies) {
@@ -315,6 +369,11 @@ impl Pipeline {
         let mut tally = std::mem::take(&mut self.stage.tallies[target.index()]);
         tally.anomalies.merge(&self.stage.parser_anomalies[target.index()].take());
         tally
+    }
+
+    /// What was seen of the wire as a whole so far, since the last call of [`Pipeline::take_capture_tally`].
+    pub fn capture_tally(&self) -> &CaptureTally {
+        &self.stage.capture
     }
 
     /// What was seen of the wire as a whole since the last call.

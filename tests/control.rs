@@ -113,8 +113,8 @@ fn the_socket_is_its_owners_and_answers_in_version_1() {
     assert_eq!(
         targets["targets"],
         json!([
-            {"name": "one", "address": format!("{SERVER}:11211"), "budget_bytes": 20_000_000},
-            {"name": "two", "address": format!("{CLIENT}:11212"), "budget_bytes": 20_000_000},
+            {"name": "one", "address": format!("{SERVER}:11211"), "budget_bytes": 20_000_000, "state": "watched"},
+            {"name": "two", "address": format!("{CLIENT}:11212"), "budget_bytes": 20_000_000, "state": "watched"},
         ])
     );
     for (wrong, expected) in [
@@ -235,7 +235,7 @@ fn targets_are_listed_by_name() {
     let daemon = Daemon::start(&pair, &["-t", &format!("one={SERVER},two=10.0.0.0/8:11212")], &[]);
     let mut list = support::memtap();
     let output = support::succeed(list.args(["target", "list"]).env("MEMTAP_CONTROL_SOCKET", &daemon.socket));
-    let expected = format!("one\t{SERVER}:11211\t20 MB\ntwo\t10.0.0.0/8:11212\t20 MB\n");
+    let expected = format!("one\t{SERVER}:11211\t20 MB\twatched\ntwo\t10.0.0.0/8:11212\t20 MB\twatched\n");
     assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
 
     let nowhere = daemon.folder.path().join("nowhere");

@@ -8,10 +8,12 @@ mod support;
 use memtap::anomaly::Anomaly;
 use memtap::capture::LinkType;
 use memtap::collector::snapshot::Counters;
-use memtap::model::{Command, Outcome};
+use memtap::model::{Command, FlowTuple, Outcome, TargetId};
+use memtap::parser::Observation;
+use memtap::pipeline::{Pipeline, PipelineLimits, TargetMap};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
-use support::exact::{Exact, run_frames};
+use support::exact::{Exact, port_target, run_frames};
 use support::scenario;
 
 /// Anomalies that tell nothing about a scenario's outcome.
@@ -90,4 +92,46 @@ fn scenarios_give_their_reports() {
     assert!(paths.len() >= 20, "{} scenarios", paths.len());
     let failures: Vec<String> = paths.iter().filter_map(|path| check(path).err()).collect();
     assert!(failures.is_empty(), "{} of {} scenarios:\n{}", failures.len(), paths.len(), failures.join("\n"));
+}
+
+/// A target goes while a request of each transport is outstanding; then one of the same address comes, and goes on with the connection
+/// that it finds.
+#[test]
+fn a_target_takes_its_flows_along_and_the_next_one_meets_them_anew() {
+    let before = "connect A\nA> get one\\r\\n\nA< END\\r\\n\nA> get two\\r\\n\nU> 7/0/1 get udp\\r\\n\n";
+    let after = "A< END\\r\\n\nA> get three\\r\\n\nA< END\\r\\n\n";
+    let frames = scenario::read(&format!("{before}{after}")).frames;
+    let (before, after) = frames.split_at(scenario::read(before).frames.len());
+    let slots = |targets: [bool; 2]| {
+        TargetMap::with_slots(targets.map(|is_there| is_there.then(|| port_target(11211))).to_vec())
+    };
+    let mut pipeline = Pipeline::new(slots([true, false]), PipelineLimits::default());
+    let mut seen = Vec::new();
+    let mut note = |tuple: &FlowTuple, observation: &Observation<'_>| {
+        let key = String::from_utf8_lossy(observation.key).into_owned();
+        seen.push((tuple.target.0, key, observation.outcome));
+    };
+    for frame in before {
+        pipeline.handle_packet(&frame.packet(), &mut note);
+    }
+    pipeline.set_targets(slots([false, false]));
+    let mut from = Some(0);
+    while let Some(at) = from {
+        from = pipeline.close_target(TargetId(0), at, &mut note);
+    }
+    pipeline.set_targets(slots([false, true]));
+    for frame in after {
+        pipeline.handle_packet(&frame.packet(), &mut note);
+    }
+    pipeline.finish(&mut note);
+    let expected = [
+        (0, "one", Outcome::Miss),
+        (0, "two", Outcome::Unseen),
+        (0, "udp", Outcome::Unseen),
+        (1, "three", Outcome::Miss),
+    ];
+    assert_eq!(seen, expected.map(|(target, key, outcome)| (target, key.to_string(), outcome)));
+    let [first, second] = [0, 1].map(|number| pipeline.take_tally(TargetId(number)));
+    assert_eq!(first.anomalies.of(Anomaly::UnmatchedRequest), 2);
+    assert_eq!((first.anomalies.of(Anomaly::MidStream), second.anomalies.of(Anomaly::MidStream)), (0, 1));
 }

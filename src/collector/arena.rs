@@ -5,10 +5,11 @@
 //! starts as zeros, and is as long as was asked for.
 
 use memmap2::MmapMut;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read, Seek};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// A type of which every pattern of zero bytes is a value, without padding that matters, references or `Drop`.
 ///
@@ -79,9 +80,15 @@ impl Arena {
     }
 }
 
-/// What the system could give without swapping; `None` where it does not say.
+/// What the system could give without swapping; `None` where it does not say. The file stays open from the first time on: a
+/// target that is added later needs the answer as well, when no file can be opened any more.
 fn available_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    static MEMORY: OnceLock<Option<Mutex<File>>> = OnceLock::new();
+    let memory = MEMORY.get_or_init(|| File::open("/proc/meminfo").ok().map(Mutex::new)).as_ref()?;
+    let mut file = memory.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut text = String::new();
+    file.rewind().ok()?;
+    file.read_to_string(&mut text).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }

@@ -56,6 +56,8 @@ const BATCH: usize = 32;
 pub struct CollectorOptions {
     /// By `TargetId`.
     pub targets: Vec<TargetOptions>,
+    /// Targets that there may ever be, these included: a `TargetId` is not used twice. Fewer than there are: no more than these.
+    pub targets_max: usize,
     /// Of the hash functions; `None`: random, the same for all collectors of the process.
     pub seed: Option<u64>,
 }
@@ -202,10 +204,49 @@ impl Batch {
     }
 }
 
+/// The tables of one target at one worker, on their way into a collector or out of one: made and emptied wherever there is time.
+pub struct TargetTables {
+    target: Box<Target>,
+    /// Of the hashes in there, once they come from a collector.
+    seed: u64,
+}
+
+impl TargetTables {
+    /// Takes all memory that they will ever use, populated.
+    pub fn new(options: &TargetOptions) -> Result<TargetTables, CollectorError> {
+        if options.budget_bytes < BUDGET_MIN {
+            return Err(CollectorError::BudgetTooSmall { bytes: options.budget_bytes, least: BUDGET_MIN });
+        }
+        TargetTables::of_any_size(options)
+    }
+
+    fn of_any_size(options: &TargetOptions) -> Result<TargetTables, CollectorError> {
+        Ok(TargetTables { target: Box::new(Target::new(options)?), seed: 0 })
+    }
+
+    /// What they hold.
+    pub fn capacity(&self) -> Capacity {
+        self.target.capacity()
+    }
+
+    /// Copies what was counted since the last interval was closed into `harvest`, and gives the memory back.
+    pub fn close(mut self, harvest: &mut Harvest) {
+        self.target.begin_close(harvest);
+        self.target.end_close(harvest);
+        harvest.seed = self.seed;
+    }
+}
+
+impl std::fmt::Debug for TargetTables {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TargetTables").field("capacity", &self.capacity()).finish_non_exhaustive()
+    }
+}
+
 /// One worker's figures of all targets.
 pub struct Collector {
-    /// By `TargetId`.
-    targets: Vec<Target>,
+    /// By `TargetId`; nothing where a target is not there yet, or not any more.
+    targets: Vec<Option<Box<Target>>>,
     hasher: SeedableRandomState,
     /// Names the hash function: harvests with the same seed can be joined by hash.
     seed: u64,
@@ -219,15 +260,24 @@ pub struct Collector {
 impl Collector {
     /// Takes all memory that the tables will ever use.
     pub fn new(options: &CollectorOptions) -> Result<Collector, CollectorError> {
-        if let Some(small) = options.targets.iter().find(|target| target.budget_bytes < BUDGET_MIN) {
-            return Err(CollectorError::BudgetTooSmall { bytes: small.budget_bytes, least: BUDGET_MIN });
-        }
-        Collector::of_any_size(options)
+        Collector::with_tables(options, TargetTables::new)
     }
 
+    #[cfg(test)]
     fn of_any_size(options: &CollectorOptions) -> Result<Collector, CollectorError> {
-        let targets =
-            options.targets.iter().map(Target::new).collect::<Result<Vec<Target>, CollectorError>>()?;
+        Collector::with_tables(options, TargetTables::of_any_size)
+    }
+
+    fn with_tables(
+        options: &CollectorOptions,
+        tables: impl Fn(&TargetOptions) -> Result<TargetTables, CollectorError>,
+    ) -> Result<Collector, CollectorError> {
+        let targets_max = options.targets.len().max(options.targets_max);
+        let mut targets = Vec::with_capacity(targets_max);
+        for target in &options.targets {
+            targets.push(Some(tables(target)?.target));
+        }
+        targets.resize_with(targets_max, || None);
         let (seed, shared) = match options.seed {
             Some(seed) => (seed, SharedSeed::global_fixed()),
             None => (process_seed(), SharedSeed::global_random()),
@@ -244,13 +294,36 @@ impl Collector {
 
     /// What a target's tables hold.
     pub fn capacity(&self, target: TargetId) -> Capacity {
-        self.targets.get(target.index()).map_or(Capacity::default(), Target::capacity)
+        self.targets
+            .get(target.index())
+            .and_then(Option::as_ref)
+            .map_or(Capacity::default(), |target| target.capacity())
+    }
+
+    /// Begins to count a target that was not there before.
+    ///
+    /// # Panics
+    /// When there may be no target of this number, or there is one already.
+    pub fn install(&mut self, target: TargetId, tables: TargetTables) {
+        let slot = &mut self.targets[target.index()];
+        assert!(slot.is_none(), "a number is not given twice");
+        *slot = Some(tables.target);
+    }
+
+    /// Takes a target out, with what was counted since its last interval was closed. What is observed of it from now on is not counted.
+    /// Its last interval's rows have to be copied out before, with [`Collector::end_close`].
+    pub fn remove(&mut self, target: TargetId) -> Option<TargetTables> {
+        self.flush();
+        let (flows, hasher) = (self.flows.take(target), &self.hasher);
+        let mut removed = self.targets.get_mut(target.index())?.take()?;
+        flows.for_each(|flow| removed.update_origin(flow, |bytes| hash(hasher, bytes)));
+        Some(TargetTables { target: removed, seed: self.seed })
     }
 
     /// Counts an observation. Tables learn of it with its batch, at the latest when the interval is closed.
     #[inline]
     pub fn observe(&mut self, tuple: &FlowTuple, observation: &Observation<'_>) {
-        let Some(target) = self.targets.get_mut(tuple.target.index()) else {
+        let Some(Some(target)) = self.targets.get_mut(tuple.target.index()) else {
             return;
         };
         let micros = observation.latency.map(micros);
@@ -293,7 +366,9 @@ impl Collector {
         let Collector { targets, batch, parts, .. } = self;
         for index in 0..batch.count {
             let (target, request) = batch.request(index);
-            targets[target].update(&request, parts.pairs);
+            if let Some(target) = &mut targets[target] {
+                target.update(&request, parts.pairs);
+            }
         }
         batch.count = 0;
     }
@@ -304,7 +379,9 @@ impl Collector {
     fn prefetch_first(&self) {
         let Collector { targets, batch, flows, .. } = self;
         for waiting in &batch.waiting[..batch.count] {
-            targets[waiting.tuple.target.index()].prefetch_bucket(waiting.key_hash);
+            if let Some(target) = &targets[waiting.tuple.target.index()] {
+                target.prefetch_bucket(waiting.key_hash);
+            }
         }
         for waiting in &batch.waiting[..batch.count] {
             flows.prefetch(waiting.spot);
@@ -332,23 +409,29 @@ impl Collector {
         for (index, waiting) in batch.waiting[..batch.count].iter().enumerate() {
             // Without a branch: which keys want a third step cannot be foreseen.
             late[late_count] = index as u8;
-            late_count += usize::from(targets[waiting.tuple.target.index()].prefetch_slot(waiting.key_hash));
+            let target = &targets[waiting.tuple.target.index()];
+            let is_late = target.as_ref().is_some_and(|target| target.prefetch_slot(waiting.key_hash));
+            late_count += usize::from(is_late);
         }
         if parts.pairs {
             for waiting in &batch.waiting[..batch.count] {
                 let Waiting { key_hash, client_hash, number, .. } = *waiting;
-                targets[waiting.tuple.target.index()].prefetch_pairs(key_hash, client_hash, number);
+                if let Some(target) = &targets[waiting.tuple.target.index()] {
+                    target.prefetch_pairs(key_hash, client_hash, number);
+                }
             }
         }
         for &index in &late[..late_count] {
             let waiting = &batch.waiting[usize::from(index)];
-            targets[waiting.tuple.target.index()].prefetch_second(waiting.key_hash);
+            if let Some(target) = &targets[waiting.tuple.target.index()] {
+                target.prefetch_second(waiting.key_hash);
+            }
         }
     }
 
     /// Adds what reassembly counted for a target.
     pub fn add_tally(&mut self, target: TargetId, tally: &TargetTally) {
-        if let Some(target) = self.targets.get_mut(target.index()) {
+        if let Some(Some(target)) = self.targets.get_mut(target.index()) {
             target.add_tally(tally);
         }
     }
@@ -359,7 +442,7 @@ impl Collector {
     pub fn begin_close(&mut self, target: TargetId, harvest: &mut Harvest) {
         self.flush();
         let (flows, hasher) = (self.flows.take(target), &self.hasher);
-        if let Some(target) = self.targets.get_mut(target.index()) {
+        if let Some(Some(target)) = self.targets.get_mut(target.index()) {
             flows.for_each(|flow| target.update_origin(flow, |bytes| hash(hasher, bytes)));
             target.begin_close(harvest);
             harvest.seed = self.seed;
@@ -371,13 +454,13 @@ impl Collector {
     /// same. True: nothing is left to copy.
     pub fn sweep(&mut self) -> bool {
         // Target by target; those that are done answer at once.
-        self.unswept = self.unswept && !self.targets.iter_mut().all(Target::sweep);
+        self.unswept = self.unswept && !self.targets.iter_mut().flatten().all(|target| target.sweep());
         !self.unswept
     }
 
     /// Hands over the rows of a target's interval that was ended by [`Collector::begin_close`] with the same harvest.
     pub fn end_close(&mut self, target: TargetId, harvest: &mut Harvest) {
-        if let Some(target) = self.targets.get_mut(target.index()) {
+        if let Some(Some(target)) = self.targets.get_mut(target.index()) {
             target.end_close(harvest);
         }
     }
@@ -389,20 +472,22 @@ impl Collector {
     }
 }
 
-/// Gives a flow of a known target a place, and writes what the one before it asked for.
+/// Gives a flow a place, and writes what the one before it asked for.
 #[cold]
 fn meet(
-    targets: &mut [Target],
+    targets: &mut [Option<Box<Target>>],
     flows: &mut Flows,
     spot: Spot,
     tuple: &FlowTuple,
     hash: impl Fn(&[u8]) -> u64,
 ) -> usize {
     let origin = Origin::of(tuple, &hash);
-    let number = targets[tuple.target.index()].number(&origin);
+    let number = targets[tuple.target.index()].as_mut().and_then(|target| target.number(&origin));
     let (at, former) = flows.insert(spot, Flow::new(tuple, origin.client_hash, number));
-    if let Some(former) = former {
-        targets[former.tuple.target.index()].update_origin(&former, &hash);
+    if let Some(former) = former
+        && let Some(target) = &mut targets[former.tuple.target.index()]
+    {
+        target.update_origin(&former, &hash);
     }
     at
 }

@@ -224,7 +224,8 @@ fn check_clients(rows: &[ClientRow], truths: &BTreeMap<Endpoint, Counters>, boun
 
 fn collector(budget_bytes: u64, seed: u64) -> Collector {
     let targets = vec![TargetOptions { budget_bytes, servers: true }];
-    Collector::of_any_size(&CollectorOptions { targets, seed: Some(seed) }).unwrap()
+    Collector::of_any_size(&CollectorOptions { targets, seed: Some(seed), ..CollectorOptions::default() })
+        .unwrap()
 }
 
 fn feed<'a>(collector: &mut Collector, asks: impl IntoIterator<Item = &'a Ask>) {
@@ -444,8 +445,9 @@ proptest! {
 #[test]
 fn memory_that_is_not_there_is_refused_with_its_size() {
     let targets = vec![TargetOptions { budget_bytes: 1 << 45, servers: false }];
-    let error =
-        Collector::new(&CollectorOptions { targets, seed: None }).err().expect("no machine has 32 TiB");
+    let error = Collector::new(&CollectorOptions { targets, ..CollectorOptions::default() })
+        .err()
+        .expect("no machine has 32 TiB");
     let text = error.to_string();
     assert!(text.starts_with("cannot reserve 35184372088832 bytes for tables: "), "{text}");
 }
@@ -466,7 +468,7 @@ fn no_key_is_lost_below_seven_tenths_of_capacity() {
 #[test]
 fn the_smallest_budget_makes_a_collector() {
     let small = TargetOptions { budget_bytes: BUDGET_MIN, servers: true };
-    let options = CollectorOptions { targets: vec![small.clone(), small], seed: None };
+    let options = CollectorOptions { targets: vec![small.clone(), small], ..CollectorOptions::default() };
     let mut collector = Collector::new(&options).unwrap();
     assert!(collector.capacity(TargetId(1)).keys > 2000);
     assert_eq!(collector.capacity(TargetId(2)), Capacity::default());
@@ -480,9 +482,37 @@ fn the_smallest_budget_makes_a_collector() {
     Model::of([&ask]).check_exact(&merge(&[&harvest]));
     let options = CollectorOptions {
         targets: vec![TargetOptions { budget_bytes: BUDGET_MIN - 1, servers: false }],
-        seed: None,
+        ..CollectorOptions::default()
     };
     assert!(matches!(Collector::new(&options), Err(CollectorError::BudgetTooSmall { .. })));
+}
+
+#[test]
+fn a_target_comes_and_goes_beside_another() {
+    let small = TargetOptions { budget_bytes: BUDGET_MIN, servers: true };
+    let options =
+        CollectorOptions { targets: vec![small.clone()], targets_max: 2, ..CollectorOptions::default() };
+    let mut collector = Collector::new(&options).unwrap();
+    let (ask, second) = (Ask::get(b"k", 1), TargetId(1));
+    let observe = |collector: &mut Collector| {
+        collector.observe(&ask.tuple(), &ask.observation());
+        collector.observe(&FlowTuple { target: second, ..ask.tuple() }, &ask.observation());
+    };
+    observe(&mut collector); // of the second, nobody asked for
+    collector.install(second, TargetTables::new(&small).unwrap());
+    observe(&mut collector);
+    collector.close_interval(second, &mut Harvest::new(None, Capacity::default()));
+    // Some of these are in the batch, the flows' sums and the tables when the target goes.
+    (0..BATCH + 3).for_each(|_| observe(&mut collector));
+    let removed = collector.remove(second).expect("it is there");
+    assert!(collector.remove(second).is_none());
+    observe(&mut collector);
+
+    let mut harvest = Harvest::new(None, removed.capacity());
+    removed.close(&mut harvest);
+    Model::of(std::iter::repeat_n(&ask, BATCH + 3)).check_exact(&merge(&[&harvest]));
+    collector.close_interval(TARGET, &mut harvest);
+    Model::of(std::iter::repeat_n(&ask, BATCH + 6)).check_exact(&merge(&[&harvest]));
 }
 
 #[test]

@@ -69,6 +69,25 @@ impl TargetConfig {
         Ok(target)
     }
 
+    /// From the values of a `[[target]]`, under the same rules.
+    pub fn from_values(
+        name: &str,
+        address: &str,
+        port: u16,
+        protocols: &[String],
+        budget_bytes: u64,
+    ) -> Result<TargetConfig, String> {
+        let (tcp, udp) = parse_protocols(protocols)?;
+        Ok(TargetConfig {
+            name: check_name(name)?,
+            network: parse_network(address)?,
+            port: check_port(port)?,
+            tcp,
+            udp,
+            budget_bytes: check_budget(budget_bytes)?,
+        })
+    }
+
     /// Its address with the port, as configured: `10.1.0.5:11211`, `10.0.0.0/8:11211`, `*:11211`.
     pub fn address(&self) -> String {
         address_text(&self.network, self.port)
@@ -89,7 +108,7 @@ impl TargetConfig {
     }
 
     /// Whether some packet would match both.
-    pub(super) fn overlaps(&self, other: &TargetConfig) -> bool {
+    pub fn overlaps(&self, other: &TargetConfig) -> bool {
         let shares_transport = (self.tcp && other.tcp) || (self.udp && other.udp);
         let nested = self.network.covers(&other.network) || other.network.covers(&self.network);
         self.port == other.port && shares_transport && nested
@@ -129,6 +148,10 @@ pub(super) fn parse_network(text: &str) -> Result<Network, String> {
         "localhost" => "names are not resolved; write 127.0.0.1".to_string(),
         _ => error.to_string(),
     })
+}
+
+fn check_port(port: u16) -> Result<u16, String> {
+    if port > 0 { Ok(port) } else { Err("0 is not a port from 1 to 65535".to_string()) }
 }
 
 fn parse_port(text: &str) -> Result<u16, String> {
@@ -236,6 +259,25 @@ mod tests {
         check("[::1", "never closes it");
         check("[::1]11211", "after the bracket");
         check("10.1.2.3/8", "write 10.0.0.0/8");
+    }
+
+    #[test]
+    fn values_are_judged_as_in_a_file() {
+        let protocols = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let both = protocols(&["tcp", "udp"]);
+        let target = TargetConfig::from_values("a", "10.0.0.0/8", 11212, &both, BUDGET_BYTES_DEFAULT);
+        let expected = TargetConfig::parse("a=10.0.0.0/8:11212");
+        assert_eq!(target, expected);
+        let check = |name: &str, address: &str, port, names: &[&str], budget, expected: &str| {
+            let error =
+                TargetConfig::from_values(name, address, port, &protocols(names), budget).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        };
+        check("", "10.0.0.1", 1, &["tcp"], BUDGET_BYTES_MIN, "is no name");
+        check("a", "localhost", 1, &["tcp"], BUDGET_BYTES_MIN, "write 127.0.0.1");
+        check("a", "10.0.0.1", 0, &["tcp"], BUDGET_BYTES_MIN, "is not a port");
+        check("a", "10.0.0.1", 1, &["tpc"], BUDGET_BYTES_MIN, "did you mean \"tcp\"");
+        check("a", "10.0.0.1", 1, &["tcp"], BUDGET_BYTES_MIN - 1, "out of range");
     }
 
     #[test]

@@ -22,6 +22,7 @@ use crate::capture::{Datagram, TcpFlags};
 use crate::model::{Direction, Endpoint, FlowTuple, TargetId, Timestamp, Transport};
 use foldhash::quality::RandomState;
 use std::hash::BuildHasher;
+use std::ops::Range;
 
 /// Length of the frame header.
 pub const FRAME_HEADER_BYTES: usize = 8;
@@ -238,6 +239,26 @@ impl<S: Default> DatagramTable<S> {
     ) {
         for slot in 0..self.exchanges.len() {
             if self.exchanges[slot].live {
+                self.remove(narrow(slot), tallies, emit);
+            }
+        }
+    }
+
+    /// Number of slots.
+    pub fn slots(&self) -> usize {
+        self.exchanges.len()
+    }
+
+    /// Ends the exchanges of a target in these slots.
+    pub fn close_target<E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand>(
+        &mut self,
+        target: TargetId,
+        slots: Range<usize>,
+        tallies: &mut [TargetTally],
+        emit: &mut E,
+    ) {
+        for slot in slots {
+            if self.exchanges[slot].live && self.exchanges[slot].tuple.target == target {
                 self.remove(narrow(slot), tallies, emit);
             }
         }

@@ -12,7 +12,7 @@ use super::assembler::{Assembler, Flow, Life};
 use super::limits::ReassemblyLimits;
 use super::pool::{CarryPool, HeldPool, Patience, free_list};
 use super::sequence::SeqNumber;
-use super::stream::{Listener, Phase, Stream};
+use super::stream::{Listener, Phase, Stream, narrow};
 use super::table::{ClockHand, SlotIndex};
 use super::{Demand, StreamEvent, TargetTally};
 use crate::anomaly::Anomaly;
@@ -20,6 +20,7 @@ use crate::capture::{Segment, TcpFlags};
 use crate::model::{Direction, Endpoint, FlowTuple, TargetId, Timestamp, Transport};
 use foldhash::quality::RandomState;
 use std::hash::BuildHasher;
+use std::ops::Range;
 use std::time::Duration;
 
 /// Steps back of the clock that are no disorder of packets.
@@ -191,11 +192,32 @@ impl<S: Default> FlowTable<S> {
         emit: &mut E,
     ) {
         for slot in 0..self.flows.len() {
-            let slot = u32::try_from(slot).expect("slots are numbered in 32 bits");
-            let flow = &self.flows[slot as usize];
+            let flow = &self.flows[slot];
             if flow.life != Life::Free {
                 let last_seen = flow.last_seen;
-                self.remove(slot, last_seen, tallies, emit);
+                self.remove(narrow(slot), last_seen, tallies, emit);
+            }
+        }
+    }
+
+    /// Number of slots.
+    pub fn slots(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// Ends the flows of a target in these slots, as [`FlowTable::close_all`] does.
+    pub fn close_target<E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand>(
+        &mut self,
+        target: TargetId,
+        slots: Range<usize>,
+        tallies: &mut [TargetTally],
+        emit: &mut E,
+    ) {
+        for slot in slots {
+            let flow = &self.flows[slot];
+            if flow.life != Life::Free && flow.tuple.target == target {
+                let last_seen = flow.last_seen;
+                self.remove(narrow(slot), last_seen, tallies, emit);
             }
         }
     }

@@ -81,6 +81,18 @@ impl Reporter {
         if snapshots.len() > 1 { self.write_targets(out, snapshots) } else { Ok(()) }
     }
 
+    /// The block of one target, written apart from those of the others of these names.
+    pub fn write_beside(
+        &mut self,
+        out: &mut impl Write,
+        snapshot: &Snapshot,
+        others: &[String],
+    ) -> io::Result<()> {
+        let names: Vec<String> =
+            others.iter().chain([&snapshot.target]).map(|name| escape_name(name)).collect();
+        self.write_one(out, snapshot, &names)
+    }
+
     /// The block of one target.
     pub fn write_snapshot(&mut self, out: &mut impl Write, snapshot: &Snapshot) -> io::Result<()> {
         self.write_one(out, snapshot, &[])

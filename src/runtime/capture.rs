@@ -3,6 +3,8 @@
 //! Interfaces come and go: new rings arrive over a channel, and a ring whose interface was deleted is handed back. A failure of
 //! our own (a panic) costs the packets of one block and what was remembered of connections, not the capture.
 
+mod orders;
+
 use crate::capture::filter::FilterSpec;
 use crate::capture::interface::{self, Interface};
 use crate::capture::ladder::{Ladder, RingLook, Rung};
@@ -12,10 +14,11 @@ use crate::config::LoadLadder;
 use crate::model::Timestamp;
 use crate::runtime::failure::Failure;
 use crate::runtime::fault::Fault;
-use crate::runtime::message::CaptureFigures;
+use crate::runtime::message::{CaptureFigures, Order};
 use crate::runtime::signals::Requests;
 use crate::runtime::worker::Worker;
 use crossbeam_channel::{Receiver, Sender};
+use orders::Retiring;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
@@ -70,6 +73,7 @@ enum Reading {
 pub(super) struct CaptureChannels {
     pub(super) arrivals: Receiver<Arrival>,
     pub(super) departures: Sender<Departure>,
+    pub(super) orders: Receiver<Order>,
 }
 
 /// A worker with its rings.
@@ -83,6 +87,9 @@ pub(super) struct Capture {
     requests: Requests,
     book: Book,
     looked: Instant,
+    /// The traffic that is wanted since the targets changed.
+    wanted: Option<FilterSpec>,
+    retiring: Option<Retiring>,
     /// Packets of the block that is being read, and how many of them were taken.
     in_block: Option<(u32, u32)>,
     /// When the worker failed of late.
@@ -137,6 +144,8 @@ impl Capture {
             requests,
             book,
             looked: Instant::now(),
+            wanted: None,
+            retiring: None,
             in_block: None,
             failures: VecDeque::with_capacity(RESTARTS_MAX),
             fault: Fault::from_environment(),
@@ -169,6 +178,7 @@ impl Capture {
     /// One round: a block of each ring; what is due each second; the clock. Sleeps when there was nothing to read.
     fn turn(&mut self) -> Result<(), Failure> {
         self.take_arrivals();
+        let is_busy = self.mind_orders();
         let reading = self.read();
         if self.looked.elapsed() >= LOOK_EVERY {
             self.look();
@@ -179,8 +189,8 @@ impl Capture {
         self.worker.print_on_demand(prints, Some(now()), || book.take());
         if reading != Reading::Some {
             self.worker.advance(now().minus(GRACE), || self.book.take());
-            if self.worker.idle() {
-                // An interval is being closed: there may be packets by now.
+            if self.worker.idle() || is_busy {
+                // An interval is being closed, or a target is: there may be packets by now.
                 return Ok(());
             }
         }
@@ -347,14 +357,21 @@ impl Capture {
         while self.rings.len() < RINGS_PER_WORKER_MAX
             && let Ok(Arrival { interface, mut ring }) = self.channels.arrivals.try_recv()
         {
-            self.taps.push(Tap {
+            let mut tap = Tap {
                 wanted: ring.filter().clone(),
                 ladder: Ladder::default(),
                 told: ring.state(),
                 seen: ring.statistics().unwrap_or_default(),
                 nic_seen: nic_drops(&interface),
                 interface,
-            });
+            };
+            // It may have been opened before the targets changed.
+            if let Some(wanted) = &self.wanted
+                && let Err(error) = tap.want(&mut ring, wanted)
+            {
+                tracing::warn!("{}: {error}", tap.interface.name);
+            }
+            self.taps.push(tap);
             let health = &mut self.book.figures.health;
             health.ring_blocks = health.ring_blocks.max(ring.shape().blocks);
             self.rings.push(ring);

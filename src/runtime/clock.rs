@@ -65,6 +65,17 @@ impl IntervalClock {
         self.start.is_some()
     }
 
+    /// The latest time seen.
+    pub fn now(&self) -> Timestamp {
+        self.now
+    }
+
+    /// What has passed of the open interval.
+    pub fn open(&self) -> Interval {
+        let start = self.start.unwrap_or(self.now);
+        Interval { start, end: self.now.max(start), partial: true }
+    }
+
     /// Takes note of a time inside the open interval.
     #[inline]
     pub fn note(&mut self, now: Timestamp) {

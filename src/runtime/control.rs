@@ -2,20 +2,23 @@
 //!
 //! A local socket that only its owner may use: file mode 0600, in a directory that is made with 0700. Lines of JSON, version 1
 //! (`wire`). Everything is bounded: clients, their requests, the intervals that wait for a slow one (it is told how many it
-//! missed). What is sent is what the reports may show, cut to the heaviest rows.
+//! missed), the changes that wait for their turn. What is sent is what the reports may show, cut to the heaviest rows.
 //!
 //! The socket is opened before the sandbox is entered; serving it takes nothing that the sandbox forbids.
 
 use crate::cli::Exit;
 use crate::collector::snapshot::Snapshot;
 use crate::collector::window::prune;
-use crate::config::{ControlConfig, ControlSocket, TargetConfig};
+use crate::config::{ControlConfig, ControlSocket};
 use crate::report::{Privacy, PrivacyMode, SeenElsewhere};
+use crate::runtime::changes::{Ask, Wish};
 use crate::runtime::failure::Failure;
+use crate::runtime::reporter::host;
+use crate::runtime::roster::Entry;
 use crate::runtime::signals::Requests;
 use crate::runtime::wire::{self, Answer, Request, TargetWire};
 use crate::top::Frame;
-use crossbeam_channel::{Sender, TrySendError};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use rustix::fs::Mode;
 use std::borrow::Cow;
 use std::fs::{self, DirBuilder};
@@ -56,6 +59,13 @@ const IDLE_MAX: Duration = Duration::from_secs(60);
 /// How long an answer may take.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
+/// How long one may take for which memory has to be found and last packets to be waited for: a terabyte is populated at some
+/// gigabytes a second.
+const CHANGE_MAX: Duration = Duration::from_secs(600);
+
+/// Changes that wait for their turn.
+const CHANGES_WAITING: usize = 4;
+
 /// The place of the socket; `None` where there is to be none.
 fn place(config: &ControlConfig) -> Option<PathBuf> {
     match &config.socket {
@@ -78,6 +88,10 @@ pub(super) struct Listener {
     host: String,
     shared: Arc<Shared>,
     clients: AtomicUsize,
+    /// To whoever makes the changes.
+    asks: Sender<Ask>,
+    /// Their end, until they take it.
+    asked: Receiver<Ask>,
 }
 
 /// What the reporter and the clients' threads have in common.
@@ -109,18 +123,16 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Listener {
     /// Opens the socket. At the usual place, not being able to is a warning: the capture is the main thing.
-    pub(super) fn open(
-        config: &ControlConfig,
-        targets: &[TargetConfig],
-    ) -> Result<Option<Listener>, Failure> {
+    pub(super) fn open(config: &ControlConfig) -> Result<Option<Listener>, Failure> {
         let Some(path) = place(config) else { return Ok(None) };
         match listen(&path) {
             Ok(socket) => {
                 tracing::debug!("listening on {}", path.display());
                 let shared = Arc::new(Shared::default());
-                *locked(&shared.targets) = targets.iter().map(target_wire).collect();
-                let host = gethostname::gethostname().to_string_lossy().into_owned();
-                Ok(Some(Listener { socket, path, host, shared, clients: AtomicUsize::new(0) }))
+                let host = host().to_string();
+                let clients = AtomicUsize::new(0);
+                let (asks, asked) = crossbeam_channel::bounded(CHANGES_WAITING);
+                Ok(Some(Listener { socket, path, host, shared, clients, asks, asked }))
             }
             Err(error) if config.socket == ControlSocket::Auto => {
                 tracing::warn!("memtap top cannot attach here: {}: {error}", path.display());
@@ -135,6 +147,11 @@ impl Listener {
     /// The reporter's end.
     pub(super) fn publisher(&self) -> Publisher {
         Publisher(Arc::clone(&self.shared))
+    }
+
+    /// The end of whoever makes the changes: what is asked for, and where the targets are shown.
+    pub(super) fn board(&self) -> (Receiver<Ask>, Board) {
+        (self.asked.clone(), Board(Arc::clone(&self.shared)))
     }
 
     /// Serves clients until the capture ends.
@@ -180,17 +197,37 @@ impl Listener {
         let mut heard = Instant::now();
         while !requests.must_stop() && heard.elapsed() < IDLE_MAX {
             let Some(line) = lines.next()? else { continue };
-            heard = Instant::now();
-            match wire::decode(&line) {
+            let answer = match wire::decode(&line) {
                 Ok(Request::Watch) => return self.feed(&mut client),
-                Ok(Request::Targets) => {
-                    let targets = locked(&self.shared.targets).clone();
-                    client.write_all(&wire::encode(Answer::Targets { targets }))?;
-                }
-                Err(text) => client.write_all(&wire::encode(Answer::Error { text }))?,
-            }
+                Ok(Request::Targets) => Answer::Targets { targets: locked(&self.shared.targets).clone() },
+                Ok(Request::AddTarget(target)) => self.change(target.read().map(Wish::Add), requests),
+                Ok(Request::RemoveTarget { name }) => self.change(Ok(Wish::Remove(name)), requests),
+                Err(text) => Answer::Error { text },
+            };
+            client.write_all(&wire::encode(answer))?;
+            heard = Instant::now();
         }
         Ok(())
+    }
+
+    /// Has a change made, and waits until it is.
+    fn change(&self, wish: Result<Wish, String>, requests: &Requests) -> Answer {
+        let changed = wish.and_then(|wish| {
+            let (answer, answered) = crossbeam_channel::bounded(1);
+            let busy = format!("{CHANGES_WAITING} changes are waiting already");
+            self.asks.try_send(Ask { wish, answer }).map_err(|_| busy)?;
+            loop {
+                match answered.recv_timeout(LOOK_EVERY) {
+                    Ok(changed) => return changed,
+                    Err(RecvTimeoutError::Timeout) if !requests.must_stop() => {}
+                    Err(_) => return Err("memtap is ending".to_string()),
+                }
+            }
+        });
+        match changed {
+            Ok(target) => Answer::Changed { target },
+            Err(text) => Answer::Error { text },
+        }
     }
 
     /// Sends every interval to a client that asks nothing more.
@@ -226,8 +263,25 @@ impl Drop for Listener {
     }
 }
 
-fn target_wire(target: &TargetConfig) -> TargetWire {
-    TargetWire { name: target.name.clone(), address: target.address(), budget_bytes: target.budget_bytes }
+/// Where the targets are shown to those who ask for them.
+pub(super) struct Board(Arc<Shared>);
+
+impl Board {
+    pub(super) fn show(&self, entries: &[Entry]) {
+        *locked(&self.0.targets) =
+            entries.iter().map(|entry| target_wire(entry, entry.state.name())).collect();
+    }
+}
+
+/// A target as clients are told of it.
+pub(super) fn target_wire(entry: &Entry, state: &str) -> TargetWire {
+    let target = &entry.target;
+    TargetWire {
+        name: target.name.clone(),
+        address: target.address(),
+        budget_bytes: target.budget_bytes,
+        state: state.to_string(),
+    }
 }
 
 /// One too many. Its answer is worth no waiting.
@@ -372,7 +426,7 @@ impl Client {
             Ok((stream, lines))
         });
         let (stream, mut lines) = connected.map_err(|error| failed(error.to_string()))?;
-        match answer(&mut lines).map_err(&failed)? {
+        match answer(&mut lines, ANSWER_MAX).map_err(&failed)? {
             Answer::Hello { privacy, host, .. } => {
                 let privacy = PrivacyMode::from_name(&privacy).unwrap_or(PrivacyMode::Hash);
                 Ok(Client { stream, lines, privacy, host, path })
@@ -386,7 +440,11 @@ impl Client {
     pub(super) fn ask(&mut self, request: &Request) -> Result<Answer, Failure> {
         let failed = |text: String| Failure::new(Exit::Failure, text);
         self.stream.write_all(&wire::encode(request)).map_err(|error| failed(error.to_string()))?;
-        match answer(&mut self.lines).map_err(failed)? {
+        let patience = match request {
+            Request::AddTarget(_) | Request::RemoveTarget { .. } => CHANGE_MAX,
+            Request::Watch | Request::Targets => ANSWER_MAX,
+        };
+        match answer(&mut self.lines, patience).map_err(failed)? {
             Answer::Error { text } => Err(failed(text)),
             answer => Ok(answer),
         }
@@ -416,7 +474,7 @@ impl Client {
                     );
                 }
                 Answer::Error { text } => return Err(text),
-                Answer::Hello { .. } | Answer::Targets { .. } => {}
+                Answer::Hello { .. } | Answer::Targets { .. } | Answer::Changed { .. } => {}
             }
         }
         Ok(())
@@ -430,8 +488,8 @@ fn words(error: &io::Error) -> String {
     }
 }
 
-fn answer(lines: &mut Lines) -> Result<Answer, String> {
-    let deadline = Instant::now() + ANSWER_MAX;
+fn answer(lines: &mut Lines, patience: Duration) -> Result<Answer, String> {
+    let deadline = Instant::now() + patience;
     while Instant::now() < deadline {
         if let Some(line) = lines.next().map_err(|error| words(&error))? {
             return wire::decode(&line);

@@ -4,10 +4,10 @@
 //! what is new: on sockets that were opened before privileges were given up, or with rings that an interface has left behind.
 
 use crate::capture::interface::{self, Interface, LinkWatch};
-use crate::capture::ring::{Ring, RingError, RingOptions};
+use crate::capture::ring::{RINGS_PER_WORKER_MAX, Ring, RingError, RingOptions};
 use crate::capture::socket::PacketSocket;
 use crate::cli::Exit;
-use crate::config::{Config, Interfaces};
+use crate::config::{Config, Interfaces, TargetConfig};
 use crate::runtime::capture::{Arrival, Departure};
 use crate::runtime::failure::Failure;
 use crate::runtime::live::{choose_interfaces, describe, filter_spec, ring_options};
@@ -28,6 +28,13 @@ const GONE_MAX: Duration = Duration::from_secs(10);
 /// a file descriptor.
 const SPARES: usize = 8;
 
+/// The targets are others from now on.
+pub(super) struct NewTargets {
+    pub(super) targets: Vec<TargetConfig>,
+    /// Whether all interfaces are captured that lead to them; their names where they are not.
+    pub(super) done: Sender<Result<(), String>>,
+}
+
 pub(super) struct InterfaceWatch {
     config: Config,
     links: LinkWatch,
@@ -35,6 +42,7 @@ pub(super) struct InterfaceWatch {
     /// Where new rings go to, by worker.
     arrivals: Vec<Sender<Arrival>>,
     departures: Receiver<Departure>,
+    changes: Receiver<NewTargets>,
     /// Numbers of the interfaces that are captured.
     captured: Vec<u32>,
     /// Sockets that have no ring yet, one for each worker.
@@ -54,6 +62,7 @@ impl InterfaceWatch {
         captured: &[Interface],
         arrivals: Vec<Sender<Arrival>>,
         departures: Receiver<Departure>,
+        changes: Receiver<NewTargets>,
         requests: Requests,
     ) -> Result<InterfaceWatch, Failure> {
         let failed = |error: &dyn std::fmt::Display| Failure::new(Exit::Failure, error);
@@ -68,6 +77,7 @@ impl InterfaceWatch {
             requests,
             arrivals,
             departures,
+            changes,
             captured: captured.iter().map(|interface| interface.index).collect(),
             spares,
             idle: Vec::new(),
@@ -96,8 +106,38 @@ impl InterfaceWatch {
                     return ended;
                 }
             }
+            while let Ok(NewTargets { targets, done }) = self.changes.try_recv() {
+                drop(done.send(self.take_over(targets)));
+            }
         }
         Ok(())
+    }
+
+    /// Captures what leads to these targets; what led to others alone stays, and shows nothing. Says what cannot be captured.
+    fn take_over(&mut self, targets: Vec<TargetConfig>) -> Result<(), String> {
+        self.config.targets = targets;
+        if self.config.capture.interfaces != Interfaces::Auto {
+            return Ok(());
+        }
+        // What was not possible may be by now, and it matters more.
+        self.failed.clear();
+        let present = interface::enumerate().map_err(|error| error.to_string())?;
+        let wanted = self.wanted(&present);
+        let is_captured = |captured: &[u32], interface: &Interface| captured.contains(&interface.index);
+        for interface in &wanted {
+            if !is_captured(&self.captured, interface) {
+                self.capture(interface.clone());
+            }
+        }
+        let missing: Vec<&str> = wanted
+            .iter()
+            .filter(|interface| !is_captured(&self.captured, interface))
+            .map(|interface| interface.name.as_str())
+            .collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(format!("{} would have to be captured and cannot be; restart memtap", missing.join(", ")))
     }
 
     /// Captures what is wanted and there.
@@ -136,6 +176,11 @@ impl InterfaceWatch {
     }
 
     fn capture(&mut self, interface: Interface) {
+        if self.captured.len() >= RINGS_PER_WORKER_MAX {
+            tracing::error!("{}: {RINGS_PER_WORKER_MAX} interfaces are captured already", interface.name);
+            self.failed.push(interface.index);
+            return;
+        }
         let options = ring_options(&self.config.capture, &interface, &filter_spec(&self.config));
         match self.open(&options) {
             Ok(rings) => {

@@ -8,25 +8,28 @@ use crate::collector::Collector;
 use crate::config::{CaptureConfig, Config, OutMode, Snaplen};
 use crate::network::Network;
 use crate::runtime::capture::{Arrival, Capture, CaptureChannels, now};
+use crate::runtime::changes::{Changes, Concerned, Reload, ReporterLine};
 use crate::runtime::clock::IntervalClock;
 use crate::runtime::control::Listener;
 use crate::runtime::failure::Failure;
 use crate::runtime::interfaces::InterfaceWatch;
-use crate::runtime::message::WorkerReport;
+use crate::runtime::message::ToReporter;
 use crate::runtime::output;
 use crate::runtime::replay::BUFFERS_PER_WORKER;
-use crate::runtime::reporter::{Reload, ReporterThread, Sink};
+use crate::runtime::reporter::{ReporterThread, Sink};
+use crate::runtime::roster::Roster;
 use crate::runtime::signals::Requests;
 use crate::runtime::stat::Script;
 use crate::runtime::worker::{WhenLate, Worker, WorkerChannels};
 use crate::runtime::{
     Presets, collector_options, describe_tables, fault, harvests, interval_length, load, load_layers,
-    namespace, new_pipeline,
+    namespace, target_id,
 };
 use crate::sandbox::{self, SandboxOptions};
 use crossbeam_channel::Receiver;
 use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::thread;
 
 /// Rings that may be on their way to a worker.
@@ -35,7 +38,7 @@ const ARRIVALS: usize = RINGS_PER_WORKER_MAX;
 /// Captures live and reports every interval, until stopped; meanwhile screens may attach.
 pub fn run(options: &Options) -> Result<(), Failure> {
     let config = load(options)?;
-    let listener = Listener::open(&config.control, &config.targets)?;
+    let listener = Listener::open(&config.control)?;
     capture_beside(&config, options, &[], Script::default(), listener.as_ref())
 }
 
@@ -63,8 +66,7 @@ fn capture_beside(
     let again = options.clone();
     let reload: Reload = Box::new(move || Ok(load_layers(&again, presets)?.config));
     let sink = Sink::report(config, script)?;
-    let mut session = Session::new(config, wire, requests.clone(), Some(reload), sink)?;
-    session.reporter = session.reporter.with_publisher(listener.map(Listener::publisher));
+    let session = Session::new(config, wire, requests.clone(), Some((reload, listener)), sink)?;
     give_up_privileges(config, options)?;
     session.run(|| {
         if let Some(listener) = listener {
@@ -105,31 +107,41 @@ impl Wire {
 pub(super) struct Session {
     captures: Vec<Capture>,
     reporter: ReporterThread,
-    reports: Receiver<WorkerReport>,
+    reports: Receiver<ToReporter>,
     watch: InterfaceWatch,
+    /// Where targets may come and go.
+    changes: Option<Changes>,
     requests: Requests,
 }
 
 impl Session {
+    /// `changeable`: how to read the configuration again, and the clients that may ask for changes; none where nothing changes until the end.
     pub(super) fn new(
         config: &Config,
         wire: Wire,
         requests: Requests,
-        reload: Option<Reload>,
+        changeable: Option<(Reload, Option<&Listener>)>,
         sink: Sink,
     ) -> Result<Session, Failure> {
         let Wire { interfaces, rings_by_worker } = wire;
         let workers = rings_by_worker.len();
-        let (report_sender, reports) = crossbeam_channel::bounded(BUFFERS_PER_WORKER * workers);
+        let roster = Roster::new(&config.targets);
+        // One more for whoever makes changes.
+        let (report_sender, reports) = crossbeam_channel::bounded(BUFFERS_PER_WORKER * workers + 1);
         let (departure_sender, departures) = crossbeam_channel::bounded(ARRIVALS * workers);
         let mut buffer_senders = Vec::with_capacity(workers);
         let mut arrival_senders = Vec::with_capacity(workers);
         let mut captures = Vec::with_capacity(workers);
         let collectors: Vec<Collector> = (0..workers)
-            .map(|_| Collector::new(&collector_options(config, workers)))
+            .map(|_| Collector::new(&collector_options(config, workers, roster.slots())))
             .collect::<Result<_, _>>()
             .map_err(|error| Failure::new(Exit::Failure, error))?;
-        describe_tables(config, &collectors);
+        for (index, target) in config.targets.iter().enumerate() {
+            describe_tables(target, collectors.iter().map(|collector| collector.capacity(target_id(index))));
+        }
+        let mut order_senders = Vec::with_capacity(workers);
+        // The same for all: intervals are put together by their ends, and a boundary may pass while workers are made.
+        let start = now();
         for (index, (rings, collector)) in rings_by_worker.into_iter().zip(collectors).enumerate() {
             let (buffer_sender, buffers) = crossbeam_channel::bounded(BUFFERS_PER_WORKER);
             for _ in 0..BUFFERS_PER_WORKER {
@@ -144,19 +156,39 @@ impl Session {
             }
             arrival_senders.push(arrival_sender);
             let channels = WorkerChannels { reports: report_sender.clone(), buffers };
-            let worker = worker(config, index, collector, channels);
-            let channels = CaptureChannels { arrivals, departures: departure_sender.clone() };
+            let mut clock = IntervalClock::new(interval_length(config));
+            clock.start_at(start);
+            let worker = Worker::new(index, roster.map(), collector, clock, WhenLate::Lengthen, channels);
+            // One at a time is on its way. Whoever waits for the answer is woken when the worker ends: an unbounded channel
+            // then drops what is in it, a bounded one would keep it.
+            let (order_sender, orders) = crossbeam_channel::unbounded();
+            order_senders.push(order_sender);
+            let channels = CaptureChannels { arrivals, departures: departure_sender.clone(), orders };
             captures.push(Capture::new(worker, config.capture.load_ladder, channels, requests.clone()));
         }
         let sources = interfaces.iter().map(|interface| interface.name.clone()).collect();
-        let reporter = ReporterThread::new(config, sources, buffer_senders, requests.clone(), reload, sink);
-        let watch = InterfaceWatch::new(config, &interfaces, arrival_senders, departures, requests.clone())?;
-        Ok(Session { captures, reporter, reports, watch, requests })
+        let reporter = ReporterThread::new(config, sources, buffer_senders, requests.clone(), sink);
+        let (interfaces_sender, changed) = crossbeam_channel::unbounded(); // as for the orders
+        let watch =
+            InterfaceWatch::new(config, &interfaces, arrival_senders, departures, changed, requests.clone())?;
+        let mut session = Session { captures, reporter, reports, watch, changes: None, requests };
+        if let Some((reload, listener)) = changeable {
+            session.reporter = session.reporter.with_publisher(listener.map(Listener::publisher));
+            let concerned = Concerned {
+                workers: order_senders,
+                reporter: ReporterLine::new(report_sender),
+                interfaces: interfaces_sender,
+                clients: listener.map(Listener::board),
+            };
+            let requests = session.requests.clone();
+            session.changes = Some(Changes::new(config, roster, reload, concerned, requests));
+        }
+        Ok(session)
     }
 
     /// Captures until stopped, with `beside` at the same time on this thread.
     pub(super) fn run(self, beside: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
-        let Session { captures, reporter, reports, watch, requests } = self;
+        let Session { captures, reporter, reports, watch, changes, requests } = self;
         thread::scope(|scope| {
             let reporter = {
                 let requests = requests.clone();
@@ -168,6 +200,12 @@ impl Session {
                 })
             };
             let watch = scope.spawn(move || watch.run());
+            let changes = changes.map(|changes| {
+                scope.spawn(move || {
+                    changes.run();
+                    Ok(())
+                })
+            });
             let captures: Vec<_> =
                 captures.into_iter().map(|capture| scope.spawn(move || capture.run())).collect();
             let joined = |thread: thread::ScopedJoinHandle<'_, Result<(), Failure>>| {
@@ -180,8 +218,10 @@ impl Session {
             let captured = captures.into_iter().map(joined).fold(Ok(()), Result::and);
             // Workers that end by themselves take everybody with them.
             requests.stop();
+            // It may still have figures for the reporter, which waits for them.
+            let changed = changes.map_or(Ok(()), joined);
             let reported = joined(reporter);
-            shown.and(reported).and(captured).and(joined(watch))
+            shown.and(reported).and(captured).and(changed).and(joined(watch))
         })
     }
 }
@@ -190,23 +230,22 @@ pub(super) fn bug() -> Failure {
     Failure::new(Exit::Failure, "a thread failed; please report this as a bug")
 }
 
-fn worker(config: &Config, index: usize, collector: Collector, channels: WorkerChannels) -> Worker {
-    let mut clock = IntervalClock::new(interval_length(config));
-    clock.start_at(now());
-    Worker::new(index, new_pipeline(config), collector, clock, WhenLate::Lengthen, channels)
-}
-
 /// Everything that is not needed any more is given up: sockets, rings and the output are open by now, and no thread runs yet
 /// (capabilities, Landlock and seccomp hold for each thread).
 fn give_up_privileges(config: &Config, options: &Options) -> Result<(), Failure> {
-    let folder = |path: &std::path::PathBuf| path.parent().map(std::path::Path::to_path_buf);
+    // Editors put a new file in the place of the old one, so it is the folder that stays readable. That of a mere name is where we are.
+    let folder = |path: PathBuf| match path.parent()? {
+        here if here.as_os_str().is_empty() => Some(PathBuf::from(".")),
+        folder => Some(folder.to_path_buf()),
+    };
+    let file = options.file(&|name| std::env::var(name).ok());
     // A file that grows is open; one that is replaced needs its directory.
     let replaced = config.report.out.as_deref().filter(|_| config.report.out_mode == OutMode::Replace);
     let report = sandbox::enter(&SandboxOptions {
         mode: config.capture.sandbox,
         user: config.capture.user.clone(),
         writable_paths: replaced.map(output::replaced_in).into_iter().collect(),
-        readable_paths: options.config.as_ref().and_then(folder).into_iter().collect(),
+        readable_paths: file.and_then(folder).into_iter().collect(),
     })
     .map_err(|error| Failure::new(Exit::Failure, error))?;
     for warning in &report.warnings {

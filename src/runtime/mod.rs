@@ -4,6 +4,7 @@
 //! `top` is either of them with a screen in the place of the output, or a screen that a running `run` feeds.
 
 mod capture;
+mod changes;
 mod clock;
 mod configuration;
 mod control;
@@ -21,6 +22,7 @@ mod output;
 mod progress;
 mod replay;
 mod reporter;
+mod roster;
 mod signals;
 mod stat;
 mod target;
@@ -42,10 +44,10 @@ pub use top::top;
 
 use crate::cli::Options;
 use crate::collector::{Capacity, Collector, CollectorOptions, Harvest, TargetOptions};
-use crate::config::{Config, ConfigError, Interval as ConfiguredInterval, Loaded};
+use crate::config::{Config, ConfigError, Interval as ConfiguredInterval, Loaded, TargetConfig};
 use crate::model::TargetId;
-use crate::pipeline::{Pipeline, PipelineLimits, TargetMap, TargetMatch};
-use crate::runtime::worker::NewPipeline;
+use crate::pipeline::{PipelineLimits, TargetMap, TargetMatch};
+use crate::runtime::message::TargetHarvest;
 
 /// What a subcommand sets unless variables or flags say otherwise: variable and value. It stands above the file, which is written
 /// for `run`.
@@ -80,32 +82,27 @@ fn interval_length(config: &Config) -> IntervalLength {
 }
 
 fn target_map(config: &Config) -> TargetMap {
-    let matches = config.targets.iter().map(|target| TargetMatch {
-        network: target.network,
-        port: target.port,
-        tcp: target.tcp,
-        udp: target.udp,
-    });
-    TargetMap::new(matches.collect())
+    TargetMap::new(config.targets.iter().map(target_match).collect())
 }
 
-/// Makes a worker's machine, as often as it is needed.
-fn new_pipeline(config: &Config) -> NewPipeline {
-    let targets = target_map(config);
-    Box::new(move || Pipeline::new(targets.clone(), pipeline_limits()))
+fn target_match(target: &TargetConfig) -> TargetMatch {
+    let TargetConfig { network, port, tcp, udp, .. } = *target;
+    TargetMatch { network, port, tcp, udp }
 }
 
 fn pipeline_limits() -> PipelineLimits {
     PipelineLimits::default()
 }
 
+/// The targets of the configuration, among so many that there may ever be.
+fn collector_options(config: &Config, workers: usize, targets_max: usize) -> CollectorOptions {
+    let targets = config.targets.iter().map(|target| target_options(target, workers));
+    CollectorOptions { targets: targets.collect(), targets_max, ..CollectorOptions::default() }
+}
+
 /// Each worker holds its part of every target's budget.
-fn collector_options(config: &Config, workers: usize) -> CollectorOptions {
-    let targets = config.targets.iter().map(|target| TargetOptions {
-        budget_bytes: target.budget_bytes / workers.max(1) as u64,
-        servers: target.is_fleet(),
-    });
-    CollectorOptions { targets: targets.collect(), ..CollectorOptions::default() }
+fn target_options(target: &TargetConfig, workers: usize) -> TargetOptions {
+    TargetOptions { budget_bytes: target.budget_bytes / workers.max(1) as u64, servers: target.is_fleet() }
 }
 
 /// Rows of each table that go to the reporter when the report asks for a top N: enough for every ranking, and for key groups and
@@ -113,20 +110,25 @@ fn collector_options(config: &Config, workers: usize) -> CollectorOptions {
 const HARVEST_ROWS: usize = 65_536;
 
 /// Empty buffers for the rows of a collector's targets.
-fn harvests(config: &Config, collector: &Collector) -> Vec<Harvest> {
+fn harvests(config: &Config, collector: &Collector) -> Vec<TargetHarvest> {
+    let new = |index| {
+        let target = target_id(index);
+        TargetHarvest::new(target, harvest(config, collector.capacity(target)))
+    };
+    (0..config.targets.len()).map(new).collect()
+}
+
+/// An empty buffer for the rows of tables that hold so many.
+fn harvest(config: &Config, capacity: Capacity) -> Harvest {
     let all = config.report.top == 0 || config.report.clients_per_key == 0;
-    let rows_max = (!all).then_some(HARVEST_ROWS);
-    let capacity = |index| collector.capacity(target_id(index));
-    (0..config.targets.len()).map(|index| Harvest::new(rows_max, capacity(index))).collect()
+    Harvest::new((!all).then_some(HARVEST_ROWS), capacity)
 }
 
 /// Says what the tables of all workers together hold.
-fn describe_tables(config: &Config, workers: &[Collector]) {
-    for (index, target) in config.targets.iter().enumerate() {
-        let mut sum = Capacity::default();
-        workers.iter().for_each(|collector| sum.add(&collector.capacity(target_id(index))));
-        tracing::info!("{}: {} bytes of tables, capacity: {sum}", target.name, target.budget_bytes);
-    }
+fn describe_tables(target: &TargetConfig, workers: impl Iterator<Item = Capacity>) {
+    let mut sum = Capacity::default();
+    workers.for_each(|capacity| sum.add(&capacity));
+    tracing::info!("{}: {} bytes of tables, capacity: {sum}", target.name, target.budget_bytes);
 }
 
 /// The number of the target at an index of the configuration, which limits their number to what fits.

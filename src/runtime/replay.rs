@@ -13,7 +13,7 @@ use crate::runtime::reporter::{ReporterThread, Sink};
 use crate::runtime::signals::Requests;
 use crate::runtime::stat::Script;
 use crate::runtime::worker::{WhenLate, Worker, WorkerChannels};
-use crate::runtime::{collector_options, harvests, interval_length, load, new_pipeline};
+use crate::runtime::{collector_options, harvests, interval_length, load, target_map};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::fs::File;
 use std::io::{self, Read};
@@ -79,7 +79,7 @@ impl<'a> Replay<'a> {
             Err(_) if requests.was_interrupted() => return Ok(None),
             Err(error) => return Err(Failure::new(Exit::Failure, error)),
         };
-        let collector = Collector::new(&collector_options(config, 1))
+        let collector = Collector::new(&collector_options(config, 1, 0))
             .map_err(|error| Failure::new(Exit::Failure, error))?;
         let sources = files.iter().map(|file| file.display().to_string()).collect();
         Ok(Some(Replay { config, recordings, sources, pace, collector, requests }))
@@ -97,10 +97,9 @@ impl<'a> Replay<'a> {
         }
         // A screen has the terminal to itself.
         let line = ProgressLine::new(matches!(sink, Sink::Report(_)));
-        let reporter =
-            ReporterThread::new(config, sources, vec![buffer_sender], requests.clone(), None, sink);
+        let reporter = ReporterThread::new(config, sources, vec![buffer_sender], requests.clone(), sink);
         let channels = WorkerChannels { reports: report_sender, buffers };
-        let worker = Worker::new(0, new_pipeline(config), collector, clock, WhenLate::Wait, channels);
+        let worker = Worker::new(0, target_map(config), collector, clock, WhenLate::Wait, channels);
         let pacer = (pace == Pace::Recorded).then(Pacer::default);
         let stopping = requests.clone();
         let reading = Reading { worker, recordings, requests, pacer, line };

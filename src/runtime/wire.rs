@@ -9,6 +9,7 @@ use crate::collector::snapshot::{
     Bounds, CaptureHealth, ClientRow, CommandOutcomes, Counters, KeyRow, LatencySummary, Loss, PairRow,
     ServerRow, Snapshot,
 };
+use crate::config::TargetConfig;
 use crate::model::{Command, Endpoint, Outcome, Timestamp, Transport};
 use crate::report::{EndpointSeen, SeenElsewhere, SourceSeen};
 use crate::top::Frame;
@@ -31,6 +32,42 @@ pub(super) enum Request {
     Watch,
     /// Which targets there are.
     Targets,
+    /// To watch one more.
+    AddTarget(NewTarget),
+    /// To watch one no more.
+    RemoveTarget {
+        /// Which.
+        name: String,
+    },
+}
+
+/// A target as the configuration file describes it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct NewTarget {
+    pub(super) name: String,
+    pub(super) address: String,
+    pub(super) port: u16,
+    /// "tcp", "udp", or both.
+    pub(super) protocols: Vec<String>,
+    pub(super) budget_bytes: u64,
+}
+
+impl NewTarget {
+    pub(super) fn of(target: &TargetConfig) -> NewTarget {
+        let protocols = [(target.tcp, "tcp"), (target.udp, "udp")];
+        NewTarget {
+            name: target.name.clone(),
+            address: target.network.to_string(),
+            port: target.port,
+            protocols: protocols.iter().filter(|(is, _)| *is).map(|(_, name)| (*name).to_string()).collect(),
+            budget_bytes: target.budget_bytes,
+        }
+    }
+
+    /// Judged as the file's are.
+    pub(super) fn read(&self) -> Result<TargetConfig, String> {
+        TargetConfig::from_values(&self.name, &self.address, self.port, &self.protocols, self.budget_bytes)
+    }
 }
 
 /// What a daemon says.
@@ -57,6 +94,11 @@ pub(super) enum Answer {
     Targets {
         /// In the order of the reports.
         targets: Vec<TargetWire>,
+    },
+    /// What was asked for is done: the target is watched, or is not any more.
+    Changed {
+        /// Which.
+        target: TargetWire,
     },
     /// What was asked for is not done.
     Error {
@@ -101,6 +143,9 @@ pub(super) struct TargetWire {
     pub(super) name: String,
     pub(super) address: String,
     pub(super) budget_bytes: u64,
+    /// "adding", "watched", "removing"; "removed" of one that has gone.
+    #[serde(default)]
+    pub(super) state: String,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -405,3 +405,33 @@ fn before_the_first_interval_every_key_press_is_harmless() {
     state.take(frame(1, ABC));
     assert!(!state.page().heading.is_empty());
 }
+
+#[test]
+fn targets_may_come_and_go() {
+    for over in [Over::Interval, Over::Minute, Over::Start] {
+        let mut state = State::new(ReportOptions::default(), over, Source::Attached);
+        state.set_height(10);
+        let of = |second, targets: &[&str]| Frame {
+            snapshots: targets.iter().map(|target| snapshot(target, second, &[(target, 8)])).collect(),
+            ..Frame::default()
+        };
+        state.take(of(1, &["one"]));
+        state.take(of(2, &["one", "two"]));
+        press(&mut state, &[Input::NextTarget]);
+        assert_eq!(keys_shown(&state), ["two"]);
+        // It went, and came anew in the same interval.
+        state.take(of(3, &["one", "two", "two"]));
+        press(&mut state, &[Input::Show(3), Input::Last, Input::Enter]);
+        assert_eq!(keys_shown(&state), ["two"]);
+        state.take(of(4, &["one"]));
+        assert_eq!(state.page().heading, ["two: nothing in this interval"]);
+        press(&mut state, &[Input::NextTarget]);
+        assert_eq!(keys_shown(&state), ["one"]);
+        press(&mut state, &[Input::PreviousTarget, Input::Older, Input::Older, Input::Newer]);
+        state.take(of(5, &[]));
+        press(&mut state, &[Input::Freeze, Input::NextTarget, Input::Show(3), Input::Enter]);
+        state.take(of(6, &["three"]));
+        press(&mut state, &[Input::Show(0), Input::NextTarget]);
+        assert_eq!(keys_shown(&state), ["three"]);
+    }
+}

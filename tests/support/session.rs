@@ -63,17 +63,22 @@ pub(crate) fn start_memcached(pair: &Pair, port: u16, arguments: &[&str]) -> Run
 /// A memcached that can be asked what it counted.
 pub(crate) struct Memcached {
     _process: Running,
+    port: u16,
 }
 
 impl Memcached {
     pub(crate) fn start(pair: &Pair, arguments: &[&str]) -> Memcached {
-        Memcached { _process: start_memcached(pair, 11211, &[&["-D", "~"], arguments].concat()) }
+        Memcached::start_at(pair, 11211, arguments)
+    }
+
+    pub(crate) fn start_at(pair: &Pair, port: u16, arguments: &[&str]) -> Memcached {
+        Memcached { _process: start_memcached(pair, port, &[&["-D", "~"], arguments].concat()), port }
     }
 
     /// Sends one command over loopback and reads up to the line that ends its answer.
     pub(crate) fn ask(&self, pair: &Pair, command: &str) -> Vec<String> {
         pair.server.run(|| {
-            let mut stream = TcpStream::connect("127.0.0.1:11211").expect("memcached answers");
+            let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("memcached answers");
             stream.write_all(format!("{command}\r\n").as_bytes()).expect("memcached reads");
             let lines = BufReader::new(stream).lines().map(|line| line.expect("memcached answers in text"));
             lines.take_while(|line| line != "END" && line != "OK").collect()
@@ -154,24 +159,33 @@ impl Memtap {
     }
 }
 
-fn load_command(pair: &Pair, arguments: &[&str]) -> Command {
+fn load_command(pair: &Pair, port: u16, arguments: &[&str]) -> Command {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/load.py");
     let mut command = pair.client.command("/usr/bin/python3");
-    command.args([script, &format!("{SERVER}:11211"), "--suffix", "~"]).args(arguments);
+    command.args([script, &format!("{SERVER}:{port}"), "--suffix", "~"]).args(arguments);
     command
 }
 
 /// Load to its end; what the client says it sent.
 pub(crate) fn load(pair: &Pair, arguments: &[&str]) -> Value {
-    let output =
-        load_command(pair, arguments).stderr(Stdio::inherit()).output().expect("live tests need python3");
+    load_at(pair, 11211, arguments)
+}
+
+/// The same on another port of the server's.
+pub(crate) fn load_at(pair: &Pair, port: u16, arguments: &[&str]) -> Value {
+    let output = load_command(pair, port, arguments)
+        .stderr(Stdio::inherit())
+        .output()
+        .expect("live tests need python3");
     assert!(output.status.success(), "the load client failed; live tests need python3-pymemcache");
     serde_json::from_slice(&output.stdout).expect("the load client prints JSON")
 }
 
 /// Load beside the test, until it is dropped.
 pub(crate) fn start_load(pair: &Pair, arguments: &[&str]) -> Running {
-    Running(load_command(pair, arguments).stdout(Stdio::null()).spawn().expect("live tests need python3"))
+    Running(
+        load_command(pair, 11211, arguments).stdout(Stdio::null()).spawn().expect("live tests need python3"),
+    )
 }
 
 /// Load from two clients, the first of which asks three times as much.

@@ -6,7 +6,7 @@ use crate::collector::snapshot::Snapshot;
 use crate::collector::{CollectorOptions, TargetOptions, merge};
 use crate::model::TargetId;
 use crate::network::Network;
-use crate::pipeline::{PipelineLimits, TargetMap, TargetMatch};
+use crate::pipeline::{TargetMap, TargetMatch};
 use crate::runtime::clock::IntervalLength;
 use std::time::Duration;
 
@@ -19,8 +19,8 @@ fn at(secs: u64, millis: u32) -> Timestamp {
 /// A worker with intervals of ten seconds, and the reporter's end of its channels.
 struct Bench {
     worker: Worker,
-    reports: Receiver<WorkerReport>,
-    buffers: Sender<Vec<Harvest>>,
+    reports: Receiver<ToReporter>,
+    buffers: Sender<Vec<TargetHarvest>>,
 }
 
 impl Bench {
@@ -31,17 +31,18 @@ impl Bench {
         let collector =
             Collector::new(&CollectorOptions { targets: vec![options], ..CollectorOptions::default() })
                 .unwrap();
-        let harvest = || vec![Harvest::new(None, collector.capacity(TargetId(0)))];
+        let harvest = || {
+            let harvest = Harvest::new(None, collector.capacity(TargetId(0)));
+            vec![TargetHarvest::new(TargetId(0), harvest)]
+        };
         let (report_sender, reports) = crossbeam_channel::unbounded();
         let (buffers, buffer_receiver) = crossbeam_channel::unbounded();
         for _ in 0..8 {
             buffers.send(harvest()).unwrap();
         }
         let channels = WorkerChannels { reports: report_sender, buffers: buffer_receiver };
-        let new_pipeline: NewPipeline =
-            Box::new(move || Pipeline::new(targets.clone(), PipelineLimits::default()));
         let clock = IntervalClock::new(length);
-        let worker = Worker::new(index, new_pipeline, collector, clock, when_late, channels);
+        let worker = Worker::new(index, targets, collector, clock, when_late, channels);
         Bench { worker, reports, buffers }
     }
 
@@ -78,14 +79,23 @@ impl Bench {
 
     /// Ends the run; all reports that were sent.
     fn finish(self) -> Vec<WorkerReport> {
-        self.worker.finish(None, CaptureFigures::default);
-        self.reports.try_iter().collect()
+        let Bench { worker, reports, .. } = self;
+        worker.finish(None, CaptureFigures::default);
+        intervals(&reports).collect()
     }
+}
+
+/// What the reporter is told of intervals; nothing else is told here.
+fn intervals(reports: &Receiver<ToReporter>) -> impl Iterator<Item = WorkerReport> + '_ {
+    reports.try_iter().map(|told| match told {
+        ToReporter::Interval(report) => report,
+        ToReporter::Change(..) => panic!("nobody changes anything"),
+    })
 }
 
 /// One target's figures of an interval of some workers, rows in the order of their names.
 fn merged(reports: &[&WorkerReport]) -> Snapshot {
-    let harvests: Vec<&Harvest> = reports.iter().map(|report| &report.harvests[0]).collect();
+    let harvests: Vec<&Harvest> = reports.iter().map(|report| &report.harvests[0].harvest).collect();
     let mut snapshot = merge(&harvests);
     snapshot.keys.sort_by(|a, b| a.key.cmp(&b.key));
     snapshot.clients.sort_by_key(|row| row.client);
@@ -150,7 +160,7 @@ fn an_idle_worker_closes_on_the_clock() {
     bench.advance(at(110, 0));
     bench.advance(at(130, 1));
     bench.advance(at(130, 2));
-    let reports: Vec<WorkerReport> = bench.reports.try_iter().collect();
+    let reports: Vec<WorkerReport> = intervals(&bench.reports).collect();
     let spans: Vec<_> = reports
         .iter()
         .map(|report| (report.interval.start, report.interval.end, report.interval.partial))
@@ -166,7 +176,7 @@ fn an_idle_worker_closes_on_the_clock() {
 #[test]
 fn an_interval_is_lengthened_while_the_reporter_is_late() {
     let mut bench = Bench::of_ten_seconds(WhenLate::Lengthen);
-    let taken: Vec<Vec<Harvest>> = bench.worker.buffers.try_iter().collect();
+    let taken: Vec<Vec<TargetHarvest>> = bench.worker.buffers.try_iter().collect();
     bench.ask(at(105, 0), 1, "a");
     bench.ask(at(111, 0), 2, "b");
     bench.advance(at(112, 0));
