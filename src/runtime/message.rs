@@ -102,7 +102,8 @@ pub(super) enum Change {
 /// The last figures of a target: those of its open interval at each worker.
 pub(super) struct Retirement {
     pub(super) target: TargetId,
-    /// From the start of its open interval to the moment at which it was not watched any more.
+    /// From the start of its open interval to the moment at which it was not watched any more. Workers that take the order in
+    /// different intervals make it span both: it then overlaps the target's report before, and no request is in two.
     pub(super) interval: Interval,
     pub(super) harvests: Vec<Harvest>,
     /// Of the open interval, which goes on.
