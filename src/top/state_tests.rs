@@ -421,7 +421,7 @@ fn targets_may_come_and_go() {
         assert_eq!(keys_shown(&state), ["two"]);
         // It went, and came anew in the same interval.
         state.take(of(3, &["one", "two", "two"]));
-        press(&mut state, &[Input::Show(3), Input::Last, Input::Enter]);
+        press(&mut state, &[tab(&View::Targets), Input::Last, Input::Enter]);
         assert_eq!(keys_shown(&state), ["two"]);
         state.take(of(4, &["one"]));
         assert_eq!(state.page().heading, ["two: nothing in this interval"]);
@@ -429,7 +429,7 @@ fn targets_may_come_and_go() {
         assert_eq!(keys_shown(&state), ["one"]);
         press(&mut state, &[Input::PreviousTarget, Input::Older, Input::Older, Input::Newer]);
         state.take(of(5, &[]));
-        press(&mut state, &[Input::Freeze, Input::NextTarget, Input::Show(3), Input::Enter]);
+        press(&mut state, &[Input::Freeze, Input::NextTarget, tab(&View::Targets), Input::Enter]);
         state.take(of(6, &["three"]));
         press(&mut state, &[Input::Show(0), Input::NextTarget]);
         assert_eq!(keys_shown(&state), ["three"]);
