@@ -59,7 +59,7 @@
 //!
 //! `docs/traps.md` lists what goes wrong on networks and in the protocol, with the test for each. `fuzz/` has the targets that
 //! `tests/fuzz_bounded.rs` (stable, in `./check`) and `cargo fuzz` (`./check fuzz`) drive; `tests/cost.sh` counts what hostile
-//! traffic costs.
+//! traffic costs; `tests/mutants.py` takes rules out one by one; `./check sanitize` runs the tables under AddressSanitizer.
 //!
 //! # To add …
 //!

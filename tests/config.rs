@@ -253,7 +253,7 @@ fn overlapping_targets_are_allowed_and_told() {
     assert_eq!(
         loaded.warnings,
         [
-            "target \"a\" can never match: all of 10.0.0.1:11211 belongs to target \"*:11211\" before it; put \"a\" first"
+            "targets \"*:11211\" and \"a\" overlap; what both match is counted for \"a\", the more specific of them"
         ]
     );
 }

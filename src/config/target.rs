@@ -196,26 +196,30 @@ pub(super) fn check_budget(bytes: u64) -> Result<u64, String> {
     Err(format!("{} is out of range; allowed are {min} to {max}", units::show_bytes(bytes)))
 }
 
-/// What the operator should know about targets that share traffic: a packet is counted for the first that matches.
+/// What the operator should know about targets that share traffic: a packet is counted for the one with the most specific network,
+/// and among equals for the first.
 pub(super) fn overlap_warnings(targets: &[TargetConfig]) -> Vec<String> {
     let mut warnings = Vec::new();
     for (index, later) in targets.iter().enumerate() {
         for earlier in targets[..index].iter().filter(|earlier| earlier.overlaps(later)) {
-            let shadowed = earlier.network.covers(&later.network)
-                && (earlier.tcp || !later.tcp)
-                && (earlier.udp || !later.udp);
+            let is_equal = earlier.network == later.network;
+            let shadowed = is_equal && (earlier.tcp || !later.tcp) && (earlier.udp || !later.udp);
             warnings.push(if shadowed {
                 format!(
-                    "target {:?} can never match: all of {} belongs to target {:?} before it; put {:?} first",
+                    "target {:?} can never match: all of {} belongs to target {:?} before it",
                     later.name,
                     later.address(),
                     earlier.name,
-                    later.name
                 )
             } else {
+                let (winner, why) = match is_equal || later.network.covers(&earlier.network) {
+                    true if is_equal => (earlier, "the first of them"),
+                    true => (earlier, "the more specific of them"),
+                    false => (later, "the more specific of them"),
+                };
                 format!(
-                    "targets {:?} and {:?} overlap; what both match is counted for {:?}, the first of them",
-                    earlier.name, later.name, earlier.name
+                    "targets {:?} and {:?} overlap; what both match is counted for {:?}, {why}",
+                    earlier.name, later.name, winner.name
                 )
             });
         }
@@ -296,7 +300,16 @@ mod tests {
             texts.iter().map(|text| TargetConfig::parse(text).unwrap()).collect()
         };
         assert!(overlap_warnings(&targets(&["10.1.0.5", "10.1.0.6", "*:11212"])).is_empty());
-        assert!(overlap_warnings(&targets(&["*", "a=10.1.0.5"]))[0].contains("can never match"));
-        assert!(overlap_warnings(&targets(&["a=10.1.0.5", "*"]))[0].contains("counted for \"a\""));
+        // As `pipeline::TargetMap` finds them: whatever their order, the address wins over the network.
+        for order in [["*", "a=10.1.0.5"], ["a=10.1.0.5", "*"]] {
+            let warning = &overlap_warnings(&targets(&order))[0];
+            assert!(warning.ends_with("counted for \"a\", the more specific of them"), "{warning}");
+        }
+        let warning = &overlap_warnings(&targets(&["a=10.1.0.0/16", "b=10.1.0.0/16"]))[0];
+        assert!(warning.starts_with("target \"b\" can never match"), "{warning}");
+        let mut split = targets(&["a=10.1.0.5", "b=10.1.0.5"]);
+        split[0].udp = false;
+        let warning = &overlap_warnings(&split)[0];
+        assert!(warning.ends_with("counted for \"a\", the first of them"), "{warning}");
     }
 }
