@@ -52,6 +52,21 @@ struct Pairs {
     covered: u64,
 }
 
+impl Pairs {
+    /// Most requests of a client that no report lists for this key, where reports that do not list the key leave `pair_bound` to its
+    /// clients.
+    fn unlisted(&self, pair_bound: u64) -> u64 {
+        self.bound + pair_bound - self.covered
+    }
+
+    /// Most requests of any client of this key.
+    fn most(&self, pair_bound: u64) -> u64 {
+        let unlisted = self.unlisted(pair_bound);
+        let listed = self.shares.values().map(|share| share.requests + unlisted - share.covered);
+        listed.fold(unlisted, u64::max)
+    }
+}
+
 /// One client's part of a key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Share {
@@ -121,10 +136,10 @@ impl<K: Hash + Eq> Rows<K> {
     }
 
     /// Keeps the `rows_max` rows of most certain requests and, next, bytes. What an unlisted row can have had rises to what is left
-    /// out; returns by how much.
-    fn prune(&mut self, rows_max: usize) -> u64 {
+    /// out, each of which `left_out` is told of, with the most requests that it had.
+    fn prune(&mut self, rows_max: usize, mut left_out: impl FnMut(&K, &Row, u64)) {
         if self.rows.len() <= rows_max {
-            return 0;
+            return;
         }
         let weight = |row: &Row| {
             let counters = &row.counters;
@@ -136,17 +151,18 @@ impl<K: Hash + Eq> Rows<K> {
         let mut weights: Vec<_> = self.rows.values().map(weight).collect();
         let (_, &mut least, _) = weights.select_nth_unstable_by_key(rows_max, |&weight| Reverse(weight));
         let (before, mut bound) = (self.bound, self.bound);
-        self.rows.retain(|_, row| {
+        self.rows.retain(|name, row| {
             let stays = weight(row) > least;
             if !stays {
-                bound = bound.max(row.counters.requests() + before - row.covered);
+                let requests = row.counters.requests() + before - row.covered;
+                bound = bound.max(requests);
+                left_out(name, row, requests);
             }
             stays
         });
         self.bound = bound;
         let raised = bound - before;
         self.rows.values_mut().for_each(|row| row.covered += raised);
-        raised
     }
 }
 
@@ -279,13 +295,19 @@ impl Union {
 
     /// Keeps at most `rows_max` rows of a kind, the heaviest; what an unlisted one can have had rises.
     pub fn prune(&mut self, rows_max: usize) {
-        let raised = self.keys.prune(rows_max);
-        // A dropped key's clients are unlisted as well, and had no more requests than the key.
-        self.pair_bound += raised;
+        let (before, mut pair_bound) = (self.pair_bound, self.pair_bound);
+        self.keys.prune(rows_max, |(_, truncated), row, requests| {
+            // Its clients are those of an unlisted key from now on. A beginning may be that of several keys with clients of their own.
+            let most = if *truncated { requests } else { row.pairs.most(before).min(requests) };
+            pair_bound = pair_bound.max(most);
+        });
+        self.pair_bound = pair_bound;
+        let raised = pair_bound - before;
         self.keys.rows.values_mut().for_each(|row| row.pairs.covered += raised);
-        self.clients.prune(rows_max);
-        self.sockets.prune(rows_max);
-        self.servers.prune(rows_max);
+        let nothing = |_: &Endpoint, _: &Row, _| {};
+        self.clients.prune(rows_max, nothing);
+        self.sockets.prune(rows_max, nothing);
+        self.servers.prune(rows_max, nothing);
     }
 
     /// The figures of all reports, every row with its bounds.
@@ -347,7 +369,7 @@ impl Union {
                 err = counters.requests();
             }
             let requests = counters.requests();
-            let bound = row.pairs.bound + self.pair_bound - row.pairs.covered;
+            let bound = row.pairs.unlisted(self.pair_bound);
             most = most.max(bound.min(requests));
             let clients = if joined { Vec::new() } else { settle_pairs(row, bound, requests) };
             KeyRow { key: key.clone(), truncated: *truncated, err, counters, clients }
