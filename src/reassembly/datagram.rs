@@ -237,11 +237,7 @@ impl<S: Default> DatagramTable<S> {
         tallies: &mut [TargetTally],
         emit: &mut E,
     ) {
-        for slot in 0..self.exchanges.len() {
-            if self.exchanges[slot].live {
-                self.remove(narrow(slot), tallies, emit);
-            }
-        }
+        self.close(0..self.exchanges.len(), |_| true, tallies, emit);
     }
 
     /// Number of slots.
@@ -257,8 +253,19 @@ impl<S: Default> DatagramTable<S> {
         tallies: &mut [TargetTally],
         emit: &mut E,
     ) {
+        self.close(slots, |tuple| tuple.target == target, tallies, emit);
+    }
+
+    fn close<E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand>(
+        &mut self,
+        slots: Range<usize>,
+        ends: impl Fn(&FlowTuple) -> bool,
+        tallies: &mut [TargetTally],
+        emit: &mut E,
+    ) {
         for slot in slots {
-            if self.exchanges[slot].live && self.exchanges[slot].tuple.target == target {
+            let exchange = &self.exchanges[slot];
+            if exchange.live && ends(&exchange.tuple) {
                 self.remove(narrow(slot), tallies, emit);
             }
         }

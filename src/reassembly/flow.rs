@@ -191,13 +191,7 @@ impl<S: Default> FlowTable<S> {
         tallies: &mut [TargetTally],
         emit: &mut E,
     ) {
-        for slot in 0..self.flows.len() {
-            let flow = &self.flows[slot];
-            if flow.life != Life::Free {
-                let last_seen = flow.last_seen;
-                self.remove(narrow(slot), last_seen, tallies, emit);
-            }
-        }
+        self.close(0..self.flows.len(), |_| true, tallies, emit);
     }
 
     /// Number of slots.
@@ -213,9 +207,19 @@ impl<S: Default> FlowTable<S> {
         tallies: &mut [TargetTally],
         emit: &mut E,
     ) {
+        self.close(slots, |tuple| tuple.target == target, tallies, emit);
+    }
+
+    fn close<E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand>(
+        &mut self,
+        slots: Range<usize>,
+        ends: impl Fn(&FlowTuple) -> bool,
+        tallies: &mut [TargetTally],
+        emit: &mut E,
+    ) {
         for slot in slots {
             let flow = &self.flows[slot];
-            if flow.life != Life::Free && flow.tuple.target == target {
+            if flow.life != Life::Free && ends(&flow.tuple) {
                 let last_seen = flow.last_seen;
                 self.remove(narrow(slot), last_seen, tallies, emit);
             }
