@@ -10,7 +10,8 @@
 use super::arena::{Arena, Region, prefetch};
 use super::kept::{Kept, rank, sample_places};
 use super::table::place;
-use super::touched::{PART, Touched};
+use super::touched::Touched;
+use std::ops::Range;
 
 /// Pairs in a line.
 pub(super) const PAIRS_PER_LINE: usize = 5;
@@ -83,9 +84,21 @@ pub(super) struct Pairs {
 /// An epoch that has ended and whose pairs are being copied out.
 struct Closing {
     epoch: u32,
-    /// Lines before this one have been copied.
-    next: usize,
     rows: PairRows,
+}
+
+impl Closing {
+    /// Copies the closed epoch's pairs out of these lines.
+    fn copy(&mut self, places: Range<usize>, lines: &mut [Line]) {
+        for at in places {
+            if lines[at].epoch & !EVICTED == self.epoch {
+                self.rows.take(at, &lines[at]);
+                if self.epoch == EVICTED - 1 {
+                    lines[at].epoch = 0;
+                }
+            }
+        }
+    }
 }
 
 impl Pairs {
@@ -135,7 +148,7 @@ impl Pairs {
         rows.floor = self.floor;
         rows.kept.begin(self.live, self.sample());
         self.touched.begin_close();
-        self.closing = Some(Closing { epoch: self.epoch, next: 0, rows });
+        self.closing = Some(Closing { epoch: self.epoch, rows });
         if self.epoch == EVICTED - 1 {
             // As in the other tables: the sweep does the same to the last epoch's.
             self.lines
@@ -163,31 +176,10 @@ impl Pairs {
     }
 
     /// Copies the closed epoch's pairs out of the next `count` lines that may have any. True: none is left to copy.
-    pub(super) fn sweep(&mut self, mut count: usize) -> bool {
-        while count > 0 {
-            let next = self.closing.as_ref().and_then(|closing| self.touched.next(closing.next));
-            let Some(from) = next else { return true };
-            let end = (from / PART + 1) * PART;
-            let end = end.min(from.saturating_add(count)).min(self.lines.len());
-            self.copy(from, end);
-            count -= end - from;
-        }
-        self.closing.as_ref().is_none_or(|closing| self.touched.next(closing.next).is_none())
-    }
-
-    /// Copies the closed epoch's pairs out of these lines.
-    fn copy(&mut self, from: usize, end: usize) {
-        let Pairs { lines, closing, .. } = self;
-        let Some(closing) = closing else { return };
-        for at in from..end {
-            if lines[at].epoch & !EVICTED == closing.epoch {
-                closing.rows.take(at, &lines[at]);
-                if closing.epoch == EVICTED - 1 {
-                    lines[at].epoch = 0;
-                }
-            }
-        }
-        closing.next = end;
+    pub(super) fn sweep(&mut self, count: usize) -> bool {
+        let Pairs { lines, closing, touched, .. } = self;
+        let Some(closing) = closing else { return true };
+        touched.sweep(count, |places| closing.copy(places, lines))
     }
 
     /// The closed epoch's pairs, where one was closed; copies what is left to copy.
@@ -201,10 +193,10 @@ impl Pairs {
 
     /// Empties a line of a former epoch, whose pairs are copied out first if that is not done yet.
     fn renew(&mut self, at: usize) {
-        let Pairs { lines, closing, .. } = self;
+        let Pairs { lines, closing, touched, .. } = self;
         if let Some(closing) = closing
             && lines[at].epoch & !EVICTED == closing.epoch
-            && at >= closing.next
+            && touched.is_ahead(at)
         {
             closing.rows.take(at, &lines[at]);
         }

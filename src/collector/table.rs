@@ -14,9 +14,10 @@ use super::arena::{Arena, Region, equal_lanes, prefetch};
 use super::kept::{Kept, rank, sample_places};
 use super::snapshot::Counters;
 use super::spill::Chunks;
-use super::touched::{PART, Touched};
+use super::touched::Touched;
 use crate::model::{CommandClass, Outcome};
 use crate::parser::Observation;
+use std::ops::Range;
 
 /// Slots in a bucket.
 pub(super) const WAYS: usize = 8;
@@ -339,9 +340,31 @@ pub(super) struct Table {
 /// An epoch that has ended and whose rows are being copied out.
 struct Closing {
     epoch: u32,
-    /// Buckets before this one have been copied.
-    next: usize,
     rows: Rows,
+}
+
+impl Closing {
+    /// Copies the closed epoch's rows out of these buckets.
+    fn copy(&mut self, places: Range<usize>, buckets: &mut [Bucket], slots: &[Slot], chunks: &mut Chunks) {
+        let end = places.end;
+        for at in places {
+            // By now its header has come; its rows are on their way while those between are copied.
+            const AHEAD: usize = 6;
+            if let Some(ahead) = buckets[..end].get(at + AHEAD)
+                && ahead.epoch == self.epoch
+            {
+                for way in (0..WAYS).filter(|&way| self.rows.kept.may_want(ahead.weight[way])) {
+                    prefetch(&slots[(at + AHEAD) * WAYS + way]);
+                }
+            }
+            if buckets[at].epoch == self.epoch {
+                self.rows.take(at, &buckets[at], slots, chunks);
+                if self.epoch == u32::MAX {
+                    buckets[at].epoch = 0;
+                }
+            }
+        }
+    }
 }
 
 impl Table {
@@ -376,7 +399,7 @@ impl Table {
         (rows.live, rows.evictions, rows.floor) = (self.live, self.evictions, self.floor);
         rows.kept.begin(self.live, self.sample());
         self.touched.begin_close();
-        self.closing = Some(Closing { epoch: self.epoch, next: 0, rows });
+        self.closing = Some(Closing { epoch: self.epoch, rows });
         if self.epoch == u32::MAX {
             // What was written in the first epochs must not look like new; the sweep does the same to the last one's.
             self.buckets
@@ -399,40 +422,10 @@ impl Table {
     }
 
     /// Copies the closed epoch's rows out of the next `count` buckets that may have any. True: none is left to copy.
-    pub(super) fn sweep(&mut self, mut count: usize) -> bool {
-        while count > 0 {
-            let next = self.closing.as_ref().and_then(|closing| self.touched.next(closing.next));
-            let Some(from) = next else { return true };
-            let end = (from / PART + 1) * PART;
-            let end = end.min(from.saturating_add(count)).min(self.buckets.len());
-            self.copy(from, end);
-            count -= end - from;
-        }
-        self.closing.as_ref().is_none_or(|closing| self.touched.next(closing.next).is_none())
-    }
-
-    /// Copies the closed epoch's rows out of these buckets.
-    fn copy(&mut self, from: usize, end: usize) {
-        let Table { buckets, slots, chunks, closing, .. } = self;
-        let Some(closing) = closing else { return };
-        for at in from..end {
-            // By now its header has come; its rows are on their way while those between are copied.
-            const AHEAD: usize = 6;
-            if let Some(ahead) = buckets[..end].get(at + AHEAD)
-                && ahead.epoch == closing.epoch
-            {
-                for way in (0..WAYS).filter(|&way| closing.rows.kept.may_want(ahead.weight[way])) {
-                    prefetch(&slots[(at + AHEAD) * WAYS + way]);
-                }
-            }
-            if buckets[at].epoch == closing.epoch {
-                closing.rows.take(at, &buckets[at], slots, chunks);
-                if closing.epoch == u32::MAX {
-                    buckets[at].epoch = 0;
-                }
-            }
-        }
-        closing.next = end;
+    pub(super) fn sweep(&mut self, count: usize) -> bool {
+        let Table { buckets, slots, chunks, closing, touched, .. } = self;
+        let Some(closing) = closing else { return true };
+        touched.sweep(count, |places| closing.copy(places, buckets, slots, chunks))
     }
 
     /// The closed epoch's rows, where one was closed; copies what is left to copy.
@@ -486,10 +479,10 @@ impl Table {
 
     /// Empties a bucket of a former epoch, whose rows are copied out first if that is not done yet.
     fn renew(&mut self, at: usize) {
-        let Table { buckets, slots, chunks, closing, .. } = self;
+        let Table { buckets, slots, chunks, closing, touched, .. } = self;
         if let Some(closing) = closing
             && buckets[at].epoch == closing.epoch
-            && at >= closing.next
+            && touched.is_ahead(at)
         {
             closing.rows.take(at, &buckets[at], slots, chunks);
         }

@@ -1,23 +1,27 @@
 //! Which parts of a table an interval touched, so that copying its rows out looks at no other: a table that held little is
 //! closed in no time, however large it is.
 
+use std::ops::Range;
+
 /// Places of a part: one bit stands for all of them.
 pub(super) const PART: usize = 64;
 
-/// A bit for each part: of the interval that runs, and of the one that is being copied out.
+/// A bit for each part: of the interval that runs, and of the one that is being copied out; and how far that has come.
 #[derive(Debug)]
 pub(super) struct Touched {
     now: Box<[u64]>,
     closing: Box<[u64]>,
     /// The last part need not be a whole one.
     places: usize,
+    /// Places before this one have been copied out.
+    next: usize,
 }
 
 impl Touched {
     /// Nothing of a table with so many places.
     pub(super) fn new(places: usize) -> Touched {
         let words = vec![0; places.div_ceil(PART * u64::BITS as usize)];
-        Touched { now: words.clone().into(), closing: words.into(), places }
+        Touched { now: words.clone().into(), closing: words.into(), places, next: 0 }
     }
 
     /// Marks a place's part.
@@ -27,22 +31,42 @@ impl Touched {
         self.now[part / u64::BITS as usize] |= 1 << (part % u64::BITS as usize);
     }
 
-    /// Ends the interval.
+    /// Ends the interval; the one before has been copied out.
     pub(super) fn begin_close(&mut self) {
         std::mem::swap(&mut self.now, &mut self.closing);
         self.now.fill(0);
+        self.next = 0;
     }
 
-    /// The first place from this one on that lies in a part which the closed interval touched.
-    #[inline]
-    pub(super) fn next(&self, place: usize) -> Option<usize> {
-        let part = place / PART;
+    /// Whether a place of the closed interval has yet to be copied out.
+    #[inline(always)]
+    pub(super) fn is_ahead(&self, place: usize) -> bool {
+        place >= self.next
+    }
+
+    /// Lends the next `count` places that the closed interval may have touched to `copy`, in runs. True: none is left.
+    pub(super) fn sweep(&mut self, mut count: usize, mut copy: impl FnMut(Range<usize>)) -> bool {
+        while let Some(from) = self.next_touched() {
+            if count == 0 {
+                return false;
+            }
+            let end = ((from / PART + 1) * PART).min(self.places).min(from.saturating_add(count));
+            copy(from..end);
+            self.next = end;
+            count -= end - from;
+        }
+        true
+    }
+
+    /// The next place that lies in a part which the closed interval touched.
+    fn next_touched(&self) -> Option<usize> {
+        let part = self.next / PART;
         let bits = u64::BITS as usize;
         let first = *self.closing.get(part / bits)? & (u64::MAX << (part % bits));
         let rest = self.closing[part / bits + 1..].iter().copied();
         let (index, word) = std::iter::once(first).chain(rest).enumerate().find(|(_, word)| *word != 0)?;
         let found = (part / bits + index) * bits + word.trailing_zeros() as usize;
-        Some(place.max(found * PART)).filter(|&place| place < self.places)
+        Some(self.next.max(found * PART)).filter(|&place| place < self.places)
     }
 }
 
@@ -68,13 +92,25 @@ mod tests {
                 touched.begin_close();
                 let parts: BTreeSet<usize> = marks.iter().map(|place| place / PART).collect();
                 let mut found = BTreeSet::new();
-                let mut next = 0;
-                while let Some(place) = touched.next(next) {
-                    prop_assert!(next <= place && place < places);
-                    found.insert(place / PART);
-                    prop_assert_eq!(touched.next(place), Some(place));
-                    next = place + 1 + place % 7;
+                let (mut next, mut count) = (0, 0);
+                loop {
+                    let mut left = count;
+                    let is_over = touched.sweep(count, |run| {
+                        assert!(next <= run.start && run.start < run.end && run.end <= places, "{run:?}");
+                        assert_eq!(run.start / PART, (run.end - 1) / PART);
+                        found.insert(run.start / PART);
+                        next = run.end;
+                        left -= run.len();
+                    });
+                    prop_assert!((0..places).step_by(97).all(|place| touched.is_ahead(place) == (place >= next)));
+                    if is_over {
+                        break;
+                    }
+                    prop_assert_eq!(left, 0);
+                    count += 1 + next % 7;
                 }
+                let copied: usize = parts.iter().map(|part| PART.min(places - part * PART)).sum();
+                prop_assert_eq!(touched.sweep(copied, |_| panic!("nothing comes twice")), true);
                 prop_assert_eq!(found, parts);
             }
         }
