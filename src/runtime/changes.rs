@@ -19,14 +19,10 @@ use crate::runtime::message::{
 };
 use crate::runtime::replay::BUFFERS_PER_WORKER;
 use crate::runtime::roster::{Entry, Roster, TargetState};
-use crate::runtime::signals::Requests;
+use crate::runtime::signals::{HEARD_WITHIN, Requests};
 use crate::runtime::wire::TargetWire;
 use crate::runtime::{describe_tables, harvest, target_options};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use std::time::Duration;
-
-/// Longest sleep: bounds the time to stop, and to hear a signal.
-const WAIT_MAX: Duration = Duration::from_millis(100);
 
 /// A change that somebody asks for, and where the answer goes.
 pub(super) struct Ask {
@@ -92,7 +88,7 @@ impl Changes {
     /// Makes changes until the capture ends.
     pub(super) fn run(mut self) {
         while !self.requests.must_stop() {
-            match self.asks.recv_timeout(WAIT_MAX) {
+            match self.asks.recv_timeout(HEARD_WITHIN) {
                 Ok(Ask { wish, answer }) => {
                     let changed = match wish {
                         Wish::Add(target) => self.add(target),
@@ -308,7 +304,8 @@ impl ReporterLine {
     /// Waits until the message before was taken; at the end, when nobody may be there any more to take it, not for long.
     fn tell(&mut self, change: Change, requests: &Requests) -> Result<(), String> {
         if let Some(last) = self.last.take() {
-            while last.recv_timeout(WAIT_MAX) == Err(RecvTimeoutError::Timeout) && !requests.must_stop() {}
+            while last.recv_timeout(HEARD_WITHIN) == Err(RecvTimeoutError::Timeout) && !requests.must_stop() {
+            }
         }
         let (done, taken) = crossbeam_channel::bounded(0);
         self.last = Some(taken);

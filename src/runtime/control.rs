@@ -15,10 +15,11 @@ use crate::runtime::changes::{Ask, Wish};
 use crate::runtime::failure::Failure;
 use crate::runtime::reporter::host;
 use crate::runtime::roster::Entry;
-use crate::runtime::signals::Requests;
+use crate::runtime::signals::{HEARD_WITHIN, Requests};
 use crate::runtime::wire::{self, Answer, Request, TargetWire};
 use crate::top::Frame;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Mode;
 use std::borrow::Cow;
 use std::fs::{self, DirBuilder};
@@ -167,7 +168,7 @@ impl Listener {
                             refuse(client);
                         }
                     }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(LOOK_EVERY),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait_for_client(),
                     Err(error) => {
                         tracing::warn!("control socket: {error}");
                         thread::sleep(Duration::from_secs(1));
@@ -175,6 +176,17 @@ impl Listener {
                 }
             }
         });
+    }
+
+    /// Until somebody comes, or a signal may have.
+    fn wait_for_client(&self) {
+        let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
+        // It is far below what a timespec holds.
+        let timeout = HEARD_WITHIN.try_into().ok();
+        // What failed here fails at the next `accept` as well, where it is told.
+        if poll(&mut fds, timeout.as_ref()).is_err() {
+            thread::sleep(HEARD_WITHIN);
+        }
     }
 
     fn serve_client(&self, client: UnixStream, requests: &Requests) {

@@ -11,12 +11,9 @@ use crate::config::{Config, Interfaces, TargetConfig};
 use crate::runtime::capture::{Arrival, Departure};
 use crate::runtime::failure::Failure;
 use crate::runtime::live::{choose_interfaces, describe, filter_spec, ring_options};
-use crate::runtime::signals::Requests;
+use crate::runtime::signals::{HEARD_WITHIN, Requests};
 use crossbeam_channel::{Receiver, Sender};
 use std::time::{Duration, Instant};
-
-/// Longest sleep: bounds the time to stop.
-const WAIT_MAX: Duration = Duration::from_millis(250);
 
 /// The kernel may have had more to tell than fits its queue, so we look without being told as well.
 const EXAMINE_EVERY: Duration = Duration::from_secs(10);
@@ -90,7 +87,8 @@ impl InterfaceWatch {
     /// Runs until somebody says stop, or there is no interface any more.
     pub(super) fn run(mut self) -> Result<(), Failure> {
         while !self.requests.must_stop() {
-            let changed = self.links.wait(WAIT_MAX).map_err(|error| Failure::new(Exit::Failure, error))?;
+            let changed =
+                self.links.wait(HEARD_WITHIN).map_err(|error| Failure::new(Exit::Failure, error))?;
             let mut left = false;
             while let Ok(departure) = self.departures.try_recv() {
                 left = true;

@@ -5,6 +5,11 @@ use signal_hook::flag;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Longest that a thread sleeps which waits for something else than packets: a signal is heard within it. Each wake-up of an idle
+/// thread costs some ten microseconds, so that four a second are hardly seen, and the tens that would hear sooner are.
+pub(super) const HEARD_WITHIN: Duration = Duration::from_millis(250);
 
 /// What the operator, or the end of the output, asks of the running program. Cheap to clone: all clones are one.
 #[derive(Clone, Debug, Default)]
