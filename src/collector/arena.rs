@@ -21,8 +21,6 @@ pub(super) unsafe trait Plain: Copy + Send {}
 // SAFETY: all of these are numbers and arrays of numbers, aligned to at most two cache lines.
 unsafe impl Plain for super::table::Bucket {}
 // SAFETY: as above.
-unsafe impl Plain for super::table::Slot {}
-// SAFETY: as above.
 unsafe impl Plain for super::spill::Chunk {}
 // SAFETY: as above.
 unsafe impl Plain for super::pairs::Line {}
@@ -197,15 +195,15 @@ mod tests {
     fn regions_are_zero_aligned_and_apart() {
         let mut arena = Arena::new(3 * PAGE).unwrap();
         let mut small = arena.carve::<u32>(3).unwrap();
-        let mut large = arena.carve::<super::super::table::Slot>(4).unwrap();
+        let mut large = arena.carve::<super::super::flows::Flow>(4).unwrap();
         assert_eq!(large.as_ptr() as usize % 128, 0);
         assert_eq!((small.len(), large.len()), (3, 4));
         assert!(small.iter().all(|&n| n == 0));
         small.fill(u32::MAX);
-        assert!(large.iter().all(|slot| slot.hash == 0));
-        large[3].hash = 7;
+        assert!(large.iter().all(|flow| flow.weight == 0));
+        large[3].weight = 7;
         drop(arena);
-        assert_eq!((small[2], large[3].hash), (u32::MAX, 7));
+        assert_eq!((small[2], large[3].weight), (u32::MAX, 7));
     }
 
     #[test]

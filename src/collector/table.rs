@@ -7,7 +7,7 @@
 //! A key lives in one of its two buckets. The second one is tried only when the first is getting full and has never evicted;
 //! the first remembers in `filter` that some key of it went there. What is evicted is the row of least *weight*, to which each
 //! request adds what it is most of, be it request, bytes or error, so that the hottest by any of them stay. Bounds do not hang
-//! on the weight: `Bucket::floor` is the most requests that an evicted row of the bucket can have had, and a key that
+//! on the weight: `Header::floor` is the most requests that an evicted row of the bucket can have had, and a key that
 //! comes (back) gets the floors of the buckets where it may have been before as its `err`.
 
 use super::arena::{Arena, Region, equal_lanes, prefetch};
@@ -50,10 +50,10 @@ const ERRORS: usize = 8;
 const SAMPLES: usize = 9;
 const COUNTS: usize = 10;
 
-/// The first line of a bucket.
+/// What there is to know of a bucket's rows without a look at them.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct Bucket {
+pub(super) struct Header {
     /// 0: the way is empty. Otherwise at least `REQUEST_WEIGHT` times the row's upper bound of requests (or saturated).
     weight: [u32; WAYS],
     /// 16 bits of each row's hash.
@@ -86,7 +86,7 @@ pub(super) struct Sums {
 
 /// A row.
 #[derive(Clone, Copy)]
-#[repr(C, align(128))]
+#[repr(C, align(64))]
 pub(super) struct Slot {
     /// The key's whole hash.
     pub(super) hash: u64,
@@ -98,7 +98,17 @@ pub(super) struct Slot {
     key: [u8; INLINE_BYTES],
 }
 
-const _: () = assert!(size_of::<Bucket>() == 64 && size_of::<Slot>() == 128);
+/// A bucket with its rows, side by side: whoever has fetched the header has its address translation, and that of the rows as well
+/// nearly always. (Apart, the second translation was a third of what the table cost.)
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(super) struct Bucket {
+    header: Header,
+    /// Meaningless where the bucket is of another epoch or the way's weight is 0.
+    slots: [Slot; WAYS],
+}
+
+const _: () = assert!(size_of::<Header>() == 64 && size_of::<Slot>() == 128);
 
 /// What one observation adds to a row.
 #[derive(Clone, Copy, Debug)]
@@ -255,10 +265,10 @@ impl Slot {
     }
 }
 
-impl Bucket {
+impl Header {
     /// Without a row.
-    fn empty(epoch: u32) -> Bucket {
-        Bucket {
+    fn empty(epoch: u32) -> Header {
+        Header {
             weight: [0; WAYS],
             tag: [0; WAYS],
             epoch,
@@ -314,13 +324,11 @@ fn second_place(hash: u64, count: usize) -> usize {
 pub(super) struct Place(usize);
 
 /// Bytes that a table of `buckets` buckets takes of an arena, chunks aside.
-pub(super) const BUCKET_BYTES: usize = size_of::<Bucket>() + WAYS * size_of::<Slot>();
+pub(super) const BUCKET_BYTES: usize = size_of::<Bucket>();
 
 /// The table.
 pub(super) struct Table {
     buckets: Region<Bucket>,
-    /// `WAYS` for each bucket. Meaningless where the bucket is of another epoch or the way's weight is 0.
-    slots: Region<Slot>,
     /// Every used chunk belongs to the chain of one row of this epoch, or of one that has yet to be copied out.
     chunks: Chunks,
     /// Never 0.
@@ -329,7 +337,7 @@ pub(super) struct Table {
     live: u64,
     /// Rows pushed out in this epoch.
     evictions: u64,
-    /// Greatest `Bucket::floor` of this epoch.
+    /// Greatest `Header::floor` of this epoch.
     floor: u32,
     /// The epoch before, while it is copied out.
     closing: Option<Closing>,
@@ -345,22 +353,26 @@ struct Closing {
 
 impl Closing {
     /// Copies the closed epoch's rows out of these buckets.
-    fn copy(&mut self, places: Range<usize>, buckets: &mut [Bucket], slots: &[Slot], chunks: &mut Chunks) {
+    fn copy(&mut self, places: Range<usize>, buckets: &mut [Bucket], chunks: &mut Chunks) {
         let end = places.end;
         for at in places {
-            // By now its header has come; its rows are on their way while those between are copied.
-            const AHEAD: usize = 6;
-            if let Some(ahead) = buckets[..end].get(at + AHEAD)
-                && ahead.epoch == self.epoch
+            // Headers are far apart: they are fetched first, and those rows that may be wanted when it is known which these are.
+            const HEADERS_AHEAD: usize = 12;
+            const ROWS_AHEAD: usize = 6;
+            if let Some(ahead) = buckets[..end].get(at + HEADERS_AHEAD) {
+                prefetch(&ahead.header);
+            }
+            if let Some(Bucket { header, slots }) = buckets[..end].get(at + ROWS_AHEAD)
+                && header.epoch == self.epoch
             {
-                for way in (0..WAYS).filter(|&way| self.rows.kept.may_want(ahead.weight[way])) {
-                    prefetch(&slots[(at + AHEAD) * WAYS + way]);
+                for way in (0..WAYS).filter(|&way| self.rows.kept.may_want(header.weight[way])) {
+                    prefetch(&slots[way]);
                 }
             }
-            if buckets[at].epoch == self.epoch {
-                self.rows.take(at, &buckets[at], slots, chunks);
+            if buckets[at].header.epoch == self.epoch {
+                self.rows.take(at, &buckets[at], chunks);
                 if self.epoch == u32::MAX {
-                    buckets[at].epoch = 0;
+                    buckets[at].header.epoch = 0;
                 }
             }
         }
@@ -370,26 +382,15 @@ impl Closing {
 impl Table {
     /// A table in an arena that has room for it.
     pub(super) fn new(arena: &mut Arena, buckets: usize, chunks: usize) -> Option<Table> {
-        let slots = arena.carve(buckets * WAYS)?;
         let buckets = arena.carve(buckets)?;
         let chunks = Chunks::new(arena, chunks)?;
         let touched = Touched::new(buckets.len());
-        Some(Table {
-            buckets,
-            slots,
-            chunks,
-            epoch: 1,
-            live: 0,
-            evictions: 0,
-            floor: 0,
-            closing: None,
-            touched,
-        })
+        Some(Table { buckets, chunks, epoch: 1, live: 0, evictions: 0, floor: 0, closing: None, touched })
     }
 
     /// Rows that it can hold.
     pub(super) fn capacity(&self) -> usize {
-        self.slots.len()
+        self.buckets.len() * WAYS
     }
 
     /// Ends the epoch in no time: its rows are copied into `rows` by [`Table::sweep`], or before an update takes their place.
@@ -404,8 +405,8 @@ impl Table {
             // What was written in the first epochs must not look like new; the sweep does the same to the last one's.
             self.buckets
                 .iter_mut()
-                .filter(|bucket| bucket.epoch != u32::MAX)
-                .for_each(|bucket| bucket.epoch = 0);
+                .filter(|bucket| bucket.header.epoch != u32::MAX)
+                .for_each(|bucket| bucket.header.epoch = 0);
             self.epoch = 0;
         }
         self.epoch += 1;
@@ -414,7 +415,7 @@ impl Table {
 
     /// Ranks of some rows, evenly spread.
     fn sample(&self) -> impl Iterator<Item = u64> {
-        let buckets = sample_places(self.buckets.len()).map(|at| (at, &self.buckets[at]));
+        let buckets = sample_places(self.buckets.len()).map(|at| (at, &self.buckets[at].header));
         buckets.filter(|(_, bucket)| bucket.epoch == self.epoch).flat_map(|(at, bucket)| {
             let ways = (0..WAYS).filter(|&way| bucket.weight[way] != 0);
             ways.map(move |way| rank(bucket.weight[way], at * WAYS + way))
@@ -423,9 +424,9 @@ impl Table {
 
     /// Copies the closed epoch's rows out of the next `count` buckets that may have any. True: none is left to copy.
     pub(super) fn sweep(&mut self, count: usize) -> bool {
-        let Table { buckets, slots, chunks, closing, touched, .. } = self;
+        let Table { buckets, chunks, closing, touched, .. } = self;
         let Some(closing) = closing else { return true };
-        touched.sweep(count, |places| closing.copy(places, buckets, slots, chunks))
+        touched.sweep(count, |places| closing.copy(places, buckets, chunks))
     }
 
     /// The closed epoch's rows, where one was closed; copies what is left to copy.
@@ -457,47 +458,48 @@ impl Table {
     /// Counts more of the key whose row is in this place.
     #[inline(always)]
     fn again(&mut self, place: Place, delta: &impl Addend, weight: u32) -> Place {
-        let sum = &mut self.buckets[place.0 / WAYS].weight[place.0 % WAYS];
+        let (bucket, way) = (&mut self.buckets[place.0 / WAYS], place.0 % WAYS);
+        let sum = &mut bucket.header.weight[way];
         *sum = sum.saturating_add(weight);
-        delta.add_to(&mut self.slots[place.0].sums);
+        delta.add_to(&mut bucket.slots[way].sums);
         place
     }
 
     /// Upper bound of the requests of the key whose row the last update left in this place.
     #[inline(always)]
     pub(super) fn requests(&self, place: Place) -> u32 {
-        self.slots[place.0].sums.upper()
+        self.buckets[place.0 / WAYS].slots[place.0 % WAYS].sums.upper()
     }
 
     /// Makes a bucket one of this epoch.
     #[inline(always)]
     fn refresh(&mut self, at: usize) {
-        if self.buckets[at].epoch != self.epoch {
+        if self.buckets[at].header.epoch != self.epoch {
             self.renew(at);
         }
     }
 
     /// Empties a bucket of a former epoch, whose rows are copied out first if that is not done yet.
     fn renew(&mut self, at: usize) {
-        let Table { buckets, slots, chunks, closing, touched, .. } = self;
+        let Table { buckets, chunks, closing, touched, .. } = self;
         if let Some(closing) = closing
-            && buckets[at].epoch == closing.epoch
+            && buckets[at].header.epoch == closing.epoch
             && touched.is_ahead(at)
         {
-            closing.rows.take(at, &buckets[at], slots, chunks);
+            closing.rows.take(at, &buckets[at], chunks);
         }
         let epoch = self.epoch;
-        buckets[at] = Bucket::empty(epoch);
+        buckets[at].header = Header::empty(epoch);
         self.touched.mark(at);
     }
 
     #[inline(always)]
     fn find(&self, at: usize, hash: u64, key: &[u8]) -> Option<usize> {
-        let mut mask = self.buckets[at].matching(tag_of(hash));
+        let Bucket { header, slots } = &self.buckets[at];
+        let mut mask = header.matching(tag_of(hash));
         while mask != 0 {
-            let way = mask.trailing_zeros() as usize;
-            let slot = &self.slots[at * WAYS + way];
-            if slot.hash == hash && self.holds(slot, key) {
+            let way = mask.trailing_zeros() as usize % WAYS;
+            if slots[way].hash == hash && self.holds(&slots[way], key) {
                 return Some(way);
             }
             mask &= mask - 1;
@@ -522,7 +524,7 @@ impl Table {
     /// The key is not in its first bucket.
     fn miss(&mut self, first: usize, hash: u64, key: &[u8], delta: &impl Addend, weight: u32) -> Place {
         let bit = filter_bit(hash);
-        let bucket = &self.buckets[first];
+        let bucket = &self.buckets[first].header;
         let (filled, mut err) = (bucket.filled, bucket.floor);
         let went_there = bucket.filter & bit != 0;
         let spread = filled >= SPREAD_FROM && bucket.floor == 0;
@@ -534,11 +536,11 @@ impl Table {
                 if let Some(way) = self.find(second, hash, key) {
                     return self.again(Place(second * WAYS + way), delta, weight);
                 }
-                err = err.max(self.buckets[second].floor);
+                err = err.max(self.buckets[second].header.floor);
             }
-            if spread && self.buckets[second].filled < filled {
+            if spread && self.buckets[second].header.filled < filled {
                 at = second;
-                self.buckets[first].filter |= bit;
+                self.buckets[first].header.filter |= bit;
             }
         }
         self.insert(at, hash, key, err, delta, weight)
@@ -554,22 +556,22 @@ impl Table {
         delta: &impl Addend,
         weight: u32,
     ) -> Place {
-        let way = self.buckets[at].lightest();
-        let least = self.buckets[at].weight[way];
+        let way = self.buckets[at].header.lightest();
+        let least = self.buckets[at].header.weight[way];
         if least == 0 {
             self.live += 1;
-            self.buckets[at].filled += 1;
+            self.buckets[at].header.filled += 1;
         } else {
             self.evict(at, way);
         }
         let next = self.store_tail(key);
-        let slot = &mut self.slots[at * WAYS + way];
+        let slot = &mut self.buckets[at].slots[way];
         let inline = key.len().min(INLINE_BYTES);
         let sums = Sums { err, ..Sums::NONE };
         *slot = Slot { hash, sums, next, length: key.len() as u8, ..EMPTY };
         slot.key[..inline].copy_from_slice(&key[..inline]);
         delta.add_to(&mut slot.sums);
-        let bucket = &mut self.buckets[at];
+        let bucket = &mut self.buckets[at].header;
         bucket.tag[way] = tag_of(hash);
         let has_chain = next != 0 && next != TRUNCATED;
         bucket.chained = bucket.chained & !(1 << way) | u8::from(has_chain) << way;
@@ -579,12 +581,12 @@ impl Table {
     }
 
     fn evict(&mut self, at: usize, way: usize) {
-        let slot = &self.slots[at * WAYS + way];
+        let slot = &self.buckets[at].slots[way];
         let (upper, chain) = (slot.sums.upper(), slot.next);
         if chain != TRUNCATED {
             self.chunks.release(chain);
         }
-        let bucket = &mut self.buckets[at];
+        let bucket = &mut self.buckets[at].header;
         bucket.floor = bucket.floor.max(upper);
         self.floor = self.floor.max(upper);
         self.evictions += 1;
@@ -600,49 +602,46 @@ impl Table {
     /// First step towards a quick update: fetches the header.
     #[inline(always)]
     pub(super) fn prefetch_bucket(&self, hash: u64) {
-        prefetch(&self.buckets[place(hash, self.buckets.len())]);
+        prefetch(&self.buckets[place(hash, self.buckets.len())].header);
     }
 
     /// Second step, when the header has come: fetches the likely slot, or the second header. True: a third step is needed.
     #[inline(always)]
     pub(super) fn prefetch_slot(&self, hash: u64) -> bool {
-        let at = place(hash, self.buckets.len());
-        let bucket = &self.buckets[at];
-        if bucket.epoch != self.epoch {
-            prefetch(&self.slots[at * WAYS]);
+        let Bucket { header, slots } = &self.buckets[place(hash, self.buckets.len())];
+        if header.epoch != self.epoch {
+            prefetch(&slots[0]);
             return false;
         }
-        let mask = bucket.matching(tag_of(hash));
+        let mask = header.matching(tag_of(hash));
         if mask != 0 {
-            prefetch(&self.slots[at * WAYS + mask.trailing_zeros() as usize]);
+            prefetch(&slots[mask.trailing_zeros() as usize % WAYS]);
             return false;
         }
-        if bucket.filter & filter_bit(hash) != 0 || (bucket.floor == 0 && bucket.filled >= SPREAD_FROM) {
-            prefetch(&self.buckets[second_place(hash, self.buckets.len())]);
+        if header.filter & filter_bit(hash) != 0 || (header.floor == 0 && header.filled >= SPREAD_FROM) {
+            prefetch(&self.buckets[second_place(hash, self.buckets.len())].header);
             return true;
         }
-        prefetch(&self.slots[at * WAYS + bucket.lightest()]);
+        prefetch(&slots[header.lightest()]);
         false
     }
 
     /// Third step: fetches the slot of a key that may be in its second bucket.
     #[inline(always)]
     pub(super) fn prefetch_second(&self, hash: u64) {
-        let first = place(hash, self.buckets.len());
-        let second = second_place(hash, self.buckets.len());
-        let bucket = &self.buckets[second];
-        let fresh = bucket.epoch != self.epoch;
-        let mask = bucket.matching(tag_of(hash));
-        let slot = if fresh {
-            second * WAYS
+        let first = &self.buckets[place(hash, self.buckets.len())];
+        let second = &self.buckets[second_place(hash, self.buckets.len())];
+        let mask = second.header.matching(tag_of(hash));
+        let slot = if second.header.epoch != self.epoch {
+            &second.slots[0]
         } else if mask != 0 {
-            second * WAYS + mask.trailing_zeros() as usize
-        } else if self.buckets[first].floor == 0 && bucket.filled < self.buckets[first].filled {
-            second * WAYS + bucket.lightest()
+            &second.slots[mask.trailing_zeros() as usize % WAYS]
+        } else if first.header.floor == 0 && second.header.filled < first.header.filled {
+            &second.slots[second.header.lightest()]
         } else {
-            first * WAYS + self.buckets[first].lightest()
+            &first.slots[first.header.lightest()]
         };
-        prefetch(&self.slots[slot]);
+        prefetch(slot);
     }
 }
 
@@ -687,23 +686,24 @@ impl Rows {
     }
 
     /// Copies a bucket's rows, as far as they are wanted, and gives their chunks back.
-    fn take(&mut self, at: usize, bucket: &Bucket, slots: &[Slot], chunks: &mut Chunks) {
-        for way in (0..WAYS).filter(|&way| bucket.weight[way] != 0) {
-            let rank = rank(bucket.weight[way], at * WAYS + way);
+    fn take(&mut self, at: usize, bucket: &Bucket, chunks: &mut Chunks) {
+        let Bucket { header, slots } = bucket;
+        for way in (0..WAYS).filter(|&way| header.weight[way] != 0) {
+            let rank = rank(header.weight[way], at * WAYS + way);
             if !self.kept.wants(rank) {
                 continue;
             }
-            let mut slot = slots[at * WAYS + way];
-            if bucket.chained >> way & 1 != 0 {
+            let mut slot = slots[way];
+            if header.chained >> way & 1 != 0 {
                 let start = self.tails.len() as u32;
                 chunks.copy(slot.next, usize::from(slot.length) - INLINE_BYTES, &mut self.tails);
                 slot.next = start;
             }
             self.kept.push(rank, slot);
         }
-        let mut chained = bucket.chained;
+        let mut chained = header.chained;
         while chained != 0 {
-            chunks.release(slots[at * WAYS + chained.trailing_zeros() as usize].next);
+            chunks.release(slots[chained.trailing_zeros() as usize].next);
             chained &= chained - 1;
         }
     }

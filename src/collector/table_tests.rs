@@ -19,7 +19,7 @@ impl Table {
 
     /// Most requests of a key that is not in the table, by its own buckets.
     fn floor_of(&self, hash: u64) -> u32 {
-        let bucket = |at: usize| Some(&self.buckets[at]).filter(|bucket| bucket.epoch == self.epoch);
+        let bucket = |at: usize| Some(&self.buckets[at].header).filter(|bucket| bucket.epoch == self.epoch);
         let Some(first) = bucket(place(hash, self.buckets.len())) else { return 0 };
         let second = bucket(second_place(hash, self.buckets.len())).map_or(0, |bucket| bucket.floor);
         if first.filter & filter_bit(hash) != 0 { first.floor.max(second) } else { first.floor }
@@ -27,22 +27,22 @@ impl Table {
 
     /// The invariants that stand beside the fields.
     fn check(&self) {
-        let live = self.buckets.iter().enumerate().filter(|(_, bucket)| bucket.epoch == self.epoch);
+        let live = self.buckets.iter().enumerate().filter(|(_, bucket)| bucket.header.epoch == self.epoch);
         let (mut rows, mut chunks) = (0, 0);
-        for (at, bucket) in live {
-            assert!(bucket.floor == 0 || usize::from(bucket.filled) == WAYS);
-            assert!(bucket.floor <= self.floor);
-            for way in (0..WAYS).filter(|&way| bucket.weight[way] != 0) {
-                let slot = &self.slots[at * WAYS + way];
+        for (at, Bucket { header, slots }) in live {
+            assert!(header.floor == 0 || usize::from(header.filled) == WAYS);
+            assert!(header.floor <= self.floor);
+            for way in (0..WAYS).filter(|&way| header.weight[way] != 0) {
+                let slot = &slots[way];
                 rows += 1;
                 if slot.length as usize > INLINE_BYTES && slot.next != TRUNCATED {
                     chunks += (slot.length as usize - INLINE_BYTES).div_ceil(60);
                 }
-                assert!(bucket.weight[way] >= slot.sums.upper().saturating_mul(REQUEST_WEIGHT));
-                assert_eq!(bucket.tag[way], tag_of(slot.hash));
+                assert!(header.weight[way] >= slot.sums.upper().saturating_mul(REQUEST_WEIGHT));
+                assert_eq!(header.tag[way], tag_of(slot.hash));
                 let (first, second) =
                     (place(slot.hash, self.buckets.len()), second_place(slot.hash, self.buckets.len()));
-                let went_there = self.buckets[first].filter & filter_bit(slot.hash) != 0;
+                let went_there = self.buckets[first].header.filter & filter_bit(slot.hash) != 0;
                 assert!(at == first || (at == second && went_there));
             }
         }
@@ -163,11 +163,14 @@ fn counts_stick_at_their_greatest() {
     let mut table = Table::alone(1, 0, 1);
     let once = delta(GETS, u64::MAX);
     table.update(9, b"k", &once, 1);
-    table.slots[0].sums.counts[GETS] = u32::MAX;
-    table.buckets[0].weight[0] = u32::MAX - 1;
+    table.buckets[0].slots[0].sums.counts[GETS] = u32::MAX;
+    table.buckets[0].header.weight[0] = u32::MAX - 1;
     let place = table.update(9, b"k", &once, 16);
     assert_eq!(table.requests(place), u32::MAX);
-    assert_eq!((table.slots[0].sums.counts[GETS], table.slots[0].sums.bytes_in), (u32::MAX, u64::MAX));
-    assert_eq!(table.buckets[0].weight[0], u32::MAX);
+    assert_eq!(
+        (table.buckets[0].slots[0].sums.counts[GETS], table.buckets[0].slots[0].sums.bytes_in),
+        (u32::MAX, u64::MAX)
+    );
+    assert_eq!(table.buckets[0].header.weight[0], u32::MAX);
     assert_eq!(once.weight(1 << 30), 1 << 24);
 }
