@@ -30,7 +30,9 @@ pub fn merge(harvests: &[&Harvest]) -> Snapshot {
     }
     let (pairs, pair_bound) = pairs_of_keys(harvests, &keys);
     let client_keys = top_keys_of_clients(&clients, &keys, &pairs);
-    let socket_keys = top_keys_of_sockets(harvests, &keys, &sockets);
+    let socket_pairs = pairs_of_sockets(harvests, &keys, &sockets);
+    let socket_keys = top_keys_of_sockets(&socket_pairs, &keys, &sockets);
+    let server_keys = top_keys_of_servers(&socket_pairs, &keys, &servers);
     let (totals, loss, packets_by_direction) = sums(harvests);
     Snapshot {
         latency: totals.response_times.summary(),
@@ -47,7 +49,7 @@ pub fn merge(harvests: &[&Harvest]) -> Snapshot {
         },
         clients: client_rows(clients, client_keys, &keys),
         sockets: client_rows(sockets, socket_keys, &keys),
-        servers: server_rows(servers),
+        servers: server_rows(servers, server_keys, &keys),
         keys: key_rows(keys, pairs),
         packets_by_direction,
         ..Snapshot::default()
@@ -333,7 +335,10 @@ fn bounded(client: Endpoint, requests: u64, err: u64, key_requests: u64) -> Pair
     PairRow { client, requests, err: requests.saturating_sub(certain) }
 }
 
-/// A client's hottest key: its row, and the requests.
+/// A key's bytes, and the requests of it.
+type TopKey = Option<(Box<[u8]>, u64)>;
+
+/// The hottest key of each row of clients or servers: its row, and the requests.
 type TopKeys = Vec<Option<(u32, u64)>>;
 
 fn top_keys_of_clients(clients: &Joined, keys: &Joined, pairs: &[Vec<PairRow>]) -> TopKeys {
@@ -363,64 +368,108 @@ fn raise(top: &mut Option<(u32, u64)>, key: u32, requests: u64, keys: &Joined) {
     }
 }
 
-fn top_keys_of_sockets(harvests: &[&Harvest], keys: &Joined, sockets: &Joined) -> TopKeys {
-    // (socket, key) → requests; the same pair can come from several workers.
-    let mut counts: Vec<(u32, u32, u64)> = Vec::new();
+/// What one connection asked of one key at one worker.
+struct SocketPair {
+    /// Rows of the joined sockets and keys.
+    socket: u32,
+    key: u32,
+    /// Upper bound where it was seen.
+    requests: u64,
+    /// So many were certainly of this key and this connection.
+    certain: u64,
+    /// The one server that the connection spoke to; `None`: several, or it is not certain.
+    server: Option<Endpoint>,
+}
+
+fn pairs_of_sockets(harvests: &[&Harvest], keys: &Joined, sockets: &Joined) -> Vec<SocketPair> {
+    let mut pairs = Vec::new();
     for (index, harvest) in harvests.iter().enumerate() {
         let (by_key, by_socket) = (ByHash::new(&harvest.keys), ByHash::new(&harvest.sockets));
+        let (key_rows, socket_rows) = (harvest.keys.rows(), harvest.sockets.rows());
         let PairRows { lines, missing, .. } = &harvest.socket_pairs;
         for (count, pair) in harvest.socket_pairs.pairs() {
             let candidates = by_key
                 .rows(pair.key)
                 .flat_map(|key| by_socket.rows(pair.client).map(move |socket| (key, socket)));
             let found = candidates.into_iter().find(|&(key, socket)| {
-                let (key, socket) = (harvest.keys.rows()[key].hash, harvest.sockets.rows()[socket].hash);
-                line_of(key, socket, *lines) == pair.line as usize
+                line_of(key_rows[key].hash, socket_rows[socket].hash, *lines) == pair.line as usize
             });
             if let Some((key, socket)) = found {
-                let (key, socket) = (keys.places[index][key], sockets.places[index][socket]);
-                counts.push((socket, key, u64::from(count) + missing));
+                pairs.push(SocketPair {
+                    socket: sockets.places[index][socket],
+                    key: keys.places[index][key],
+                    requests: u64::from(count) + missing,
+                    certain: u64::from(count.saturating_sub(pair.err)),
+                    server: socket_rows[socket].companion().map(|server| decode(server)),
+                });
             }
         }
     }
-    if harvests.len() > 1 {
-        counts.sort_unstable();
-        counts.dedup_by(|pair, kept| {
-            let same = (pair.0, pair.1) == (kept.0, kept.1);
-            if same {
-                kept.2 += pair.2;
-            }
-            same
-        });
-    }
-    let mut top: TopKeys = vec![None; sockets.rows.len()];
-    for (socket, key, requests) in counts {
-        raise(&mut top[socket as usize], key, requests, keys);
+    pairs
+}
+
+fn top_keys_of_sockets(pairs: &[SocketPair], keys: &Joined, sockets: &Joined) -> TopKeys {
+    hottest(pairs.iter().map(|pair| (pair.socket, pair.key, pair.requests)), keys, sockets)
+}
+
+/// Keys are counted by target and not by server; what its connections asked for tells a server's hottest one. Only what is
+/// certain counts: a connection's address that several servers saw is nobody's, and what the pair tables
+/// left out is missing. So the requests are a lower bound, and exact while neither has happened.
+fn top_keys_of_servers(pairs: &[SocketPair], keys: &Joined, servers: &Joined) -> TopKeys {
+    let at: HashMap<Endpoint, u32, FixedState> =
+        servers.rows.iter().zip(0..).map(|(row, at)| (decode(&row.key), at)).collect();
+    let certain = pairs.iter().filter(|pair| pair.certain > 0);
+    let counts = certain.filter_map(|pair| Some((*at.get(&pair.server?)?, pair.key, pair.certain)));
+    hottest(counts, keys, servers)
+}
+
+/// For each of `rows` the key with the most requests of all (row, key, requests), the same row and key of which can come several times.
+fn hottest(counts: impl Iterator<Item = (u32, u32, u64)>, keys: &Joined, rows: &Joined) -> TopKeys {
+    let mut counts: Vec<(u32, u32, u64)> = counts.collect();
+    counts.sort_unstable();
+    counts.dedup_by(|pair, kept| {
+        let same = (pair.0, pair.1) == (kept.0, kept.1);
+        if same {
+            kept.2 += pair.2;
+        }
+        same
+    });
+    let mut top: TopKeys = vec![None; rows.rows.len()];
+    for (row, key, requests) in counts {
+        raise(&mut top[row as usize], key, requests, keys);
     }
     top
 }
 
-fn client_rows(clients: Joined, top: TopKeys, keys: &Joined) -> Vec<ClientRow> {
-    let row = |(row, top): (Row, Option<(u32, u64)>)| ClientRow {
-        client: decode(&row.key),
-        err: row.err,
-        top_key: top.map(|(key, requests)| {
+/// Each row with its hottest key, which has no more requests than the row.
+fn with_keys(rows: Joined, top: TopKeys, keys: &Joined) -> impl Iterator<Item = (Row, TopKey)> {
+    rows.rows.into_iter().zip(top).map(|(row, top)| {
+        let top_key = top.map(|(key, requests)| {
             let key = &keys.rows[key as usize];
             (key.key.clone(), requests.min(row.requests()))
-        }),
-        counters: row.counters,
-    };
-    clients.rows.into_iter().zip(top).map(row).collect()
+        });
+        (row, top_key)
+    })
 }
 
-fn server_rows(servers: Joined) -> Vec<ServerRow> {
-    let row = |row: Row| ServerRow {
+fn client_rows(clients: Joined, top: TopKeys, keys: &Joined) -> Vec<ClientRow> {
+    let row = |(row, top_key): (Row, _)| ClientRow {
+        client: decode(&row.key),
+        err: row.err,
+        counters: row.counters,
+        top_key,
+    };
+    with_keys(clients, top, keys).map(row).collect()
+}
+
+fn server_rows(servers: Joined, top: TopKeys, keys: &Joined) -> Vec<ServerRow> {
+    let row = |(row, top_key): (Row, _)| ServerRow {
         server: decode(&row.key),
         err: row.err,
         counters: row.counters,
-        top_key: None,
+        top_key,
     };
-    servers.rows.into_iter().map(row).collect()
+    with_keys(servers, top, keys).map(row).collect()
 }
 
 fn key_rows(keys: Joined, pairs: Vec<Vec<PairRow>>) -> Vec<KeyRow> {

@@ -206,7 +206,8 @@ pub struct ServerRow {
     pub err: u64,
     /// The figures.
     pub counters: Counters,
-    /// Its hottest key, where it is known.
+    /// The key that its connections asked for most, and so often at least: of connections whose address another server saw too, and of
+    /// requests that the pair table left out, nothing counts here. A missing key means that nothing is certain.
     pub top_key: Option<(Box<[u8]>, u64)>,
 }
 

@@ -10,6 +10,10 @@
 //! on the weight: `Header::floor` is the most requests that an evicted row of the bucket can have had, and a key that
 //! comes (back) gets the floors of the buckets where it may have been before as its `err`.
 
+mod companion;
+
+pub(super) use companion::COMPANION_BYTES;
+
 use super::arena::{Arena, Region, equal_lanes, prefetch};
 use super::kept::{Kept, rank, sample_places};
 use super::snapshot::Counters;
@@ -95,6 +99,7 @@ pub(super) struct Slot {
     next: u32,
     /// Of the whole key.
     length: u8,
+    /// And the row's companion behind it, in a table of such.
     key: [u8; INLINE_BYTES],
 }
 

@@ -5,7 +5,7 @@ use super::flows::Flow;
 use super::harvest::Harvest;
 use super::numbers::{NUMBER_BYTES, Numbers};
 use super::pairs::{Line, Pairs};
-use super::table::{BUCKET_BYTES, Delta, REQUEST_WEIGHT, Rows, Table};
+use super::table::{BUCKET_BYTES, COMPANION_BYTES, Delta, REQUEST_WEIGHT, Rows, Table};
 use super::totals::RunningTotals;
 use super::{Capacity, CollectorError, TargetOptions};
 use crate::anomaly::AnomalyCounts;
@@ -38,6 +38,9 @@ const SLICE_ADDRESSES: usize = 512;
 /// Bytes of an endpoint as a table's key: address and port; the address alone for clients by IP.
 pub(super) const ENDPOINT_BYTES: usize = 18;
 pub(super) const ADDRESS_BYTES: usize = 16;
+
+/// A connection's row has its server beside it.
+const _: () = assert!(ENDPOINT_BYTES == COMPANION_BYTES);
 
 /// Who asked whom, in the form that the tables want.
 #[derive(Clone, Copy)]
@@ -237,8 +240,9 @@ impl Target {
     pub(super) fn update_origin(&mut self, flow: &Flow, hash: impl Fn(&[u8]) -> u64) {
         let (origin, Flow { sums, weight, .. }) = (Origin::of(&flow.tuple, hash), flow);
         self.clients.update(origin.address_hash, origin.address(), sums, *weight);
-        self.sockets.update(origin.client_hash, &origin.client, sums, *weight);
+        let socket = self.sockets.update(origin.client_hash, &origin.client, sums, *weight);
         if let Some(servers) = &mut self.servers {
+            self.sockets.attach(socket, &origin.server);
             servers.update(origin.server_hash, &origin.server, sums, *weight);
         }
     }

@@ -88,6 +88,8 @@ struct Model {
     sockets: BTreeMap<Endpoint, Counters>,
     servers: BTreeMap<Endpoint, Counters>,
     pairs: BTreeMap<(Vec<u8>, Endpoint), u64>,
+    /// Keys of servers.
+    asked: BTreeMap<(Vec<u8>, Endpoint), u64>,
     all: Counters,
 }
 
@@ -106,6 +108,7 @@ impl Model {
             model.sockets.entry(tuple.client).or_default().observe(&observation);
             model.servers.entry(tuple.server).or_default().observe(&observation);
             *model.pairs.entry((ask.key.clone(), client)).or_default() += 1;
+            *model.asked.entry((ask.key.clone(), tuple.server)).or_default() += 1;
         }
         model
     }
@@ -137,6 +140,14 @@ impl Model {
         check_clients(&snapshot.sockets, &self.sockets, snapshot.bounds.client);
         for row in &snapshot.servers {
             check_row(row.err, &row.counters, &self.servers[&row.server]);
+            if let Some((key, requests)) = &row.top_key {
+                let alike = self.asked.iter().filter(|((asked, server), _)| {
+                    // Of a long key the table may hold no more than this.
+                    *server == row.server && asked.starts_with(key)
+                });
+                let truth: u64 = alike.map(|(_, truth)| truth).sum();
+                assert!((1..=truth).contains(requests), "{key:?} of {}: {requests}, {truth}", row.server);
+            }
         }
         let certain: u64 = snapshot.keys.iter().map(|row| row.counters.requests() - row.err).sum();
         assert!(certain <= snapshot.totals.counters.requests());
@@ -178,11 +189,24 @@ impl Model {
         for row in &snapshot.clients {
             let (key, requests) = row.top_key.clone().unwrap();
             assert_eq!(self.pairs[&(key.to_vec(), row.client)], requests);
-            let most =
-                self.pairs.iter().filter(|((_, client), _)| *client == row.client).map(|(_, n)| *n).max();
-            assert_eq!(most, Some(requests));
+            assert_eq!(most(&self.pairs, row.client), Some(requests));
         }
     }
+
+    /// The same of one interval's servers: of several, their leaders are added up.
+    fn check_exact_interval(&self, snapshot: &Snapshot) {
+        self.check_exact(snapshot);
+        for row in &snapshot.servers {
+            let (key, requests) = row.top_key.clone().unwrap();
+            assert_eq!(self.asked[&(key.to_vec(), row.server)], requests);
+            assert_eq!(most(&self.asked, row.server), Some(requests));
+        }
+    }
+}
+
+/// Requests of the hottest key of a client or server.
+fn most(counts: &BTreeMap<(Vec<u8>, Endpoint), u64>, of: Endpoint) -> Option<u64> {
+    counts.iter().filter(|((_, one), _)| *one == of).map(|(_, requests)| *requests).max()
 }
 
 /// Truth in `[requests - err, requests]`, and every figure exact with `err == 0` and otherwise a lower bound.
@@ -296,7 +320,7 @@ proptest! {
         for asks in &intervals {
             feed(&mut collector, asks);
             collector.close_interval(TARGET, &mut harvest);
-            Model::of(asks).check_exact(&merge(&[&harvest]));
+            Model::of(asks).check_exact_interval(&merge(&[&harvest]));
         }
     }
 
@@ -319,7 +343,7 @@ proptest! {
         let model = Model::of(parts.iter().flatten());
         model.check(&merged);
         if !small && rows_max.is_none() {
-            model.check_exact(&merged);
+            model.check_exact_interval(&merged);
         }
     }
 
@@ -551,6 +575,57 @@ fn top_keys_of_sockets_are_known() {
         let row = snapshot.sockets.iter().find(|row| row.client == socket).unwrap();
         assert_eq!(row.top_key, Some((Box::from((client % 20).to_be_bytes()), 9)));
     }
+}
+
+/// A client's port may lead to several servers at once: what it asked for counts for none of them, in whatever order the flows' sums
+/// are written.
+#[test]
+fn the_top_key_of_a_server_comes_from_connections_of_its_own() {
+    let server = |last| Endpoint::from_ipv4([10, 1, 0, last], 11211);
+    let observe = |collector: &mut Collector, key: &[u8], client: u16, to: u8, times: usize| {
+        let ask = Ask::get(key, client);
+        let tuple = FlowTuple { server: server(to), ..ask.tuple() };
+        (0..times).for_each(|_| collector.observe(&tuple, &ask.observation()));
+    };
+    let mut two = [collector(4_000_000, 5), collector(4_000_000, 5)];
+    for collector in &mut two {
+        observe(collector, b"mixed", 1, 1, 50);
+        observe(collector, b"mixed", 1, 2, 50);
+        observe(collector, b"a", 2, 1, 3);
+        observe(collector, b"a", 3, 1, 4);
+        observe(collector, b"b", 3, 1, 6);
+        observe(collector, b"mixed", 9, 3, 1);
+    }
+    // At another worker the same address leads to one server alone.
+    observe(&mut two[1], b"c", 60, 1, 20);
+    observe(&mut two[0], b"c", 60, 4, 20);
+    let harvests = two.each_mut().map(|collector| close(collector, None));
+    let top = |harvests: &[&Harvest]| -> Vec<(Endpoint, Option<(String, u64)>)> {
+        let mut servers = merge(harvests).servers;
+        servers.sort_by_key(|row| row.server);
+        let name = |key: &[u8]| String::from_utf8(key.to_vec()).unwrap();
+        servers.iter().map(|row| (row.server, row.top_key.as_ref().map(|(key, n)| (name(key), *n)))).collect()
+    };
+    let known = |key: &str, requests| Some((key.to_string(), requests));
+    assert_eq!(
+        top(&[&harvests[0]]),
+        [
+            (server(1), known("a", 7)),
+            (server(2), None),
+            (server(3), known("mixed", 1)),
+            (server(4), known("c", 20))
+        ]
+    );
+    let both = [known("c", 20), None, known("mixed", 2), known("c", 20)];
+    assert_eq!(top(&[&harvests[0], &harvests[1]]).into_iter().map(|(_, top)| top).collect::<Vec<_>>(), both);
+    // In a window an interval's leaders are added up: still no more than there was.
+    let mut window = Window::new(None);
+    let mut interval = merge(&[&harvests[0]]);
+    interval.end = Timestamp::from_parts(10, 0);
+    window.fold(interval.clone());
+    let folded = window.fold(Snapshot { start: interval.end, end: Timestamp::from_parts(20, 0), ..interval });
+    let row = folded.servers.iter().find(|row| row.server == server(1)).unwrap();
+    assert_eq!(row.top_key, Some((Box::from(*b"a"), 14)));
 }
 
 /// Reports of one recording differed from run to run: rows lie in the order of a seed.
