@@ -2,8 +2,8 @@
 //!
 //! `kind` is `total`, `key`, `client`, `pair` (a client of a hot key), `missed_key`, `server`, `group`, `shape`, `command`
 //! or `loss`. `key` holds the item's name: a key escaped as in the tables, a server's address, the name of a
-//! group, shape, command, or cause of loss (whose amount stands in `requests`). `bound` is what an unlisted item of the
-//! kind can have had at most. Where nothing is known about a figure it is 0.
+//! group, shape, command, or cause of loss (whose amount stands in `requests`). `bound` is the most
+//! requests that an unlisted item of the kind can have had. Where nothing is known about a figure it is 0.
 
 use super::contents::{Contents, Ranked};
 use super::escape::{escape, escape_name};

@@ -429,12 +429,16 @@ fn lease_items(snapshot: &Snapshot) -> Vec<String> {
     seen.map(|(name, count)| format!("{name} {}", units::count(count))).collect()
 }
 
-/// What is not listed: nothing to say as long as every row is exact.
+/// What is not listed: nothing to say as long as every row is exact. Whatever the rows are ranked by, bounds count requests.
 fn bound_items(snapshot: &Snapshot) -> Vec<String> {
     let bounds = snapshot.bounds;
     let named = [("key", bounds.key), ("client", bounds.client), ("client of a key", bounds.pair)];
     let inexact = named.into_iter().filter(|(_, bound)| *bound > 0);
-    inexact.map(|(name, bound)| format!("an unlisted {name} had at most {}", units::count(bound))).collect()
+    let item = |(name, bound): (&str, u64)| {
+        let requests = if bound == 1 { "request" } else { "requests" };
+        format!("an unlisted {name} had at most {} {requests}", units::count(bound))
+    };
+    inexact.map(item).collect()
 }
 
 /// Every cause apart; "none" says that somebody looked.

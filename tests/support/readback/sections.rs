@@ -179,6 +179,13 @@ fn read_totals(claims: &mut Claims, section: &Section) {
                 read_capture(claims, item);
                 continue;
             }
+            let item = match row[0].as_str() {
+                "bounds" => item
+                    .strip_suffix(" requests")
+                    .or_else(|| item.strip_suffix(" request"))
+                    .unwrap_or_else(|| panic!("{item:?} does not say what it counts")),
+                _ => item,
+            };
             let (name, number) = item.rsplit_once(' ').unwrap_or(("", item));
             let joined = name.replace(' ', "_");
             match (row[0].as_str(), name) {
