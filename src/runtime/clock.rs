@@ -105,6 +105,18 @@ impl IntervalClock {
         closed
     }
 
+    /// Takes note of the time; an interval that is over and could not be closed goes on to the boundary after `now`, so that it stays
+    /// aligned and covers what is counted in it. Begins the first one.
+    pub fn lengthen(&mut self, now: Timestamp) {
+        if self.start.is_none() {
+            return self.start_at(now);
+        }
+        if now >= self.end {
+            self.end = self.boundary_after(now);
+        }
+        self.note(now);
+    }
+
     /// Ends the open interval at the latest time seen (or `now`, where the caller has a clock): the end of a run, or a report on demand.
     pub fn cut(&mut self, now: Option<Timestamp>) -> Option<Interval> {
         let at = now.unwrap_or(self.now).max(self.now);
@@ -176,6 +188,21 @@ mod tests {
         live.advance(at(100, 0), false);
         let ends: Vec<_> = std::iter::from_fn(|| live.advance(at(135, 0), false)).map(|i| i.end).collect();
         assert_eq!(ends, [at(110, 0), at(120, 0), at(130, 0)]);
+    }
+
+    #[test]
+    fn an_interval_that_cannot_be_closed_goes_on_to_a_boundary() {
+        let mut clock = clock();
+        clock.lengthen(at(103, 0));
+        assert_eq!(clock.end(), at(110, 0));
+        clock.lengthen(at(109, 0));
+        assert_eq!((clock.end(), clock.open().end), (at(110, 0), at(109, 0)));
+        clock.lengthen(at(110, 0));
+        clock.lengthen(at(134, 0));
+        assert_eq!((clock.end(), clock.open().end), (at(140, 0), at(134, 0)));
+        let long = Interval { start: at(103, 0), end: at(140, 0), partial: false };
+        assert_eq!(clock.advance(at(141, 0), false), Some(long));
+        assert_eq!(clock.end(), at(150, 0));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crossbeam_channel::{Receiver, Sender};
 pub(super) enum WhenLate {
     /// A recording can wait.
     Wait,
-    /// A ring cannot: the interval is lengthened instead, and its report says so by its times.
+    /// A ring cannot: the interval is lengthened instead, to the next boundary, and its report says so by its times.
     Lengthen,
 }
 
@@ -101,7 +101,7 @@ impl Worker {
 
     /// Takes one packet in. `figures` is asked for what the capture itself saw when an interval ends before this packet.
     #[inline]
-    pub(super) fn handle_packet(&mut self, packet: &Packet<'_>, figures: impl FnOnce() -> CaptureFigures) {
+    pub(super) fn handle_packet(&mut self, packet: &Packet<'_>, figures: impl FnMut() -> CaptureFigures) {
         if packet.timestamp >= self.clock.end() || !self.clock.is_started() {
             self.advance(packet.timestamp, figures);
         } else {
@@ -111,19 +111,22 @@ impl Worker {
         self.pipeline.handle_packet(packet, &mut |tuple, observation| collector.observe(tuple, observation));
     }
 
-    /// Time has passed, with or without packets.
-    pub(super) fn advance(&mut self, now: Timestamp, figures: impl FnOnce() -> CaptureFigures) {
+    /// Time has passed, with or without packets. Whatever is counted next, up to `now`, is of the interval that is open then.
+    pub(super) fn advance(&mut self, now: Timestamp, mut figures: impl FnMut() -> CaptureFigures) {
         let collector = &mut self.collector;
         self.pipeline.tick(now, &mut |tuple, observation| collector.observe(tuple, observation));
-        if self.clock.is_started() && now >= self.clock.end() {
+        // After a silence, several intervals are over; not more of them than there can be buffers for are reported one by one.
+        for _ in 0..BUFFERS_PER_WORKER {
+            if !self.clock.is_started() || now < self.clock.end() {
+                break;
+            }
             self.complete();
-            let Some(buffer) = self.take_buffer() else { return };
+            let Some(buffer) = self.take_buffer() else { break };
             if let Some(interval) = self.clock.advance(now, self.when_late == WhenLate::Wait) {
                 self.begin_close(interval, buffer, figures(), false);
             }
-        } else {
-            self.clock.advance(now, true);
         }
+        self.clock.lengthen(now);
     }
 
     /// Answers a report on demand (`prints` is the number of those asked for so far) by ending the open interval early.

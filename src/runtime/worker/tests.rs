@@ -172,22 +172,54 @@ fn an_idle_worker_closes_on_the_clock() {
     assert!(reports.iter().all(|report| requests(report).is_empty() && !report.last));
 }
 
-/// With no buffer back from the reporter an interval becomes longer, and its requests are in it.
+fn spans(reports: &[WorkerReport]) -> Vec<(Timestamp, Timestamp)> {
+    reports.iter().map(|report| (report.interval.start, report.interval.end)).collect()
+}
+
+/// A lengthened interval ended where it was to end before, whatever had been counted in it since.
 #[test]
-fn an_interval_is_lengthened_while_the_reporter_is_late() {
+fn an_interval_is_lengthened_while_the_reporter_is_late_and_covers_what_it_counts() {
     let mut bench = Bench::of_ten_seconds(WhenLate::Lengthen);
     let taken: Vec<Vec<TargetHarvest>> = bench.worker.buffers.try_iter().collect();
     bench.ask(at(105, 0), 1, "a");
     bench.ask(at(111, 0), 2, "b");
     bench.advance(at(112, 0));
+    assert_eq!(bench.worker.clock.open().end, at(112, 0), "a target that goes now is reported up to now");
+    bench.ask(at(125, 0), 3, "c");
     assert!(bench.reports.is_empty());
     for buffer in taken {
         bench.buffers.send(buffer).unwrap();
     }
-    bench.ask(at(113, 0), 3, "c");
+    // Intervals stay aligned: this one ends at the next boundary, and not when the buffer comes.
+    bench.ask(at(126, 0), 3, "d");
+    bench.ask(at(131, 0), 3, "e");
     let reports = bench.finish();
-    assert_eq!(requests(&reports[0]), expected(&[("a", 1), ("b", 1)]));
-    assert_eq!(reports.iter().flat_map(requests).map(|(_, count)| count).sum::<u64>(), 3);
+    assert_eq!(spans(&reports), [(at(105, 0), at(130, 0)), (at(130, 0), at(131, 1))]);
+    assert_eq!(requests(&reports[0]), expected(&[("a", 1), ("b", 1), ("c", 1), ("d", 1)]));
+    assert_eq!(requests(&reports[1]), expected(&[("e", 1)]));
+}
+
+/// A packet after a silence that nobody noticed counted in the first interval of the silence.
+#[test]
+fn the_interval_of_a_packet_is_open_when_it_is_counted() {
+    for when_late in [WhenLate::Lengthen, WhenLate::Wait] {
+        for silence in 1..60 {
+            let mut bench = Bench::of_ten_seconds(when_late);
+            let after = at(105 + silence, 0);
+            bench.ask(at(105, 0), 1, "a");
+            bench.ask(after, 2, "b");
+            let reports = bench.finish();
+            let counted: Vec<&WorkerReport> =
+                reports.iter().filter(|report| requests(report).iter().any(|(key, _)| key == "b")).collect();
+            let [one] = counted[..] else { panic!("counted {} times", counted.len()) };
+            assert!(one.interval.start <= after && after < one.interval.end, "{silence}: {:?}", one.interval);
+            let spans = spans(&reports);
+            assert!(
+                when_late == WhenLate::Wait || spans.windows(2).all(|two| two[0].1 == two[1].0),
+                "{spans:?}"
+            );
+        }
+    }
 }
 
 /// What one worker has seen is the same whether others beside it, one of them idle, had a part of it.
