@@ -55,7 +55,7 @@ pub struct TargetMap {
 
 impl TargetMap {
     /// # Panics
-    /// With more targets than a `TargetId` can number (65,536); the configuration permits fewer.
+    /// With more targets than a `TargetId` can number (65,536); the configuration permits fewer ([`TARGETS_MAX`](crate::config::TARGETS_MAX)).
     pub fn new(targets: Vec<TargetMatch>) -> TargetMap {
         TargetMap::with_slots(targets.into_iter().map(Some).collect())
     }

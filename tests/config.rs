@@ -3,7 +3,7 @@
 use clap::Command;
 use memtap::cli::{self, Action, Cli, ConfigAction, Exit, Options};
 use memtap::config::{
-    Config, FlagValue, Interfaces, Interval, Loaded, Origin, Over, SAMPLE, SETTINGS, Snaplen,
+    Config, FlagValue, Interfaces, Interval, Loaded, Origin, Over, SAMPLE, SETTINGS, Snaplen, TARGETS_MAX,
 };
 use memtap::report::{ClientView, Metric, OutputFormat, PrivacyMode};
 use std::time::Duration;
@@ -235,6 +235,29 @@ fn messages_of_wrong_flags_and_variables() {
     assert_eq!(codes[7..], [Exit::BadConfig; 2]);
     let text: Vec<String> = errors.iter().map(ToString::to_string).collect();
     insta::assert_snapshot!("messages-flags", text.join("\n\n"));
+}
+
+/// There was no limit, and above 65,536 targets a panic.
+#[test]
+fn the_number_of_targets_is_limited() {
+    let many = |count: usize| -> String {
+        (0..count)
+            .map(|number| format!("[[target]]\naddress = \"10.0.{}.{}\"\n", number / 200, number % 200))
+            .collect()
+    };
+    let error = load(&many(TARGETS_MAX + 2)).unwrap_err();
+    assert!(error.starts_with("memtap.toml:20001:1: 10002 targets are too many"), "{error}");
+    assert!(error.contains("20001 | [[target]]"), "{error}");
+    assert!(error.contains("  = allowed: 1 to 10000; "), "{error}");
+
+    let mut arguments = vec!["-t".to_string(); 2 * TARGETS_MAX + 2];
+    for (number, argument) in arguments.iter_mut().skip(1).step_by(2).enumerate() {
+        *argument = format!("10.0.{}.{}", number / 200, number % 200);
+    }
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let error = Config::from_layers(None, &no_environment, &options(&arguments).flags()).unwrap_err();
+    assert_eq!(Exit::from(&error), Exit::Usage);
+    assert!(error.to_string().starts_with("--target: 10001 targets are too many"), "{error}");
 }
 
 #[test]

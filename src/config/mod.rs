@@ -14,7 +14,7 @@ mod units;
 pub use crate::report::KeyGroup;
 pub use error::{ConfigError, Origin, Place, Problem, Spot};
 pub use setting::{SETTINGS, Setting, setting};
-pub use target::{BUDGET_BYTES_DEFAULT, BUDGET_BYTES_MIN, PORT_DEFAULT, TargetConfig};
+pub use target::{BUDGET_BYTES_DEFAULT, BUDGET_BYTES_MIN, PORT_DEFAULT, TARGETS_MAX, TargetConfig};
 
 use crate::capture::ladder::Rung;
 use crate::choices::choices;
@@ -34,7 +34,8 @@ pub const SAMPLE: &str = include_str!("../../config/memtap.toml");
 pub struct Config {
     /// Where and how to capture.
     pub capture: CaptureConfig,
-    /// What to watch; at least one. A packet belongs to the first that matches.
+    /// What to watch; at least one and at most [`TARGETS_MAX`]. A packet belongs to the most specific that matches, and among equals to
+    /// the first.
     pub targets: Vec<TargetConfig>,
     /// What to report, when and where.
     pub report: ReportConfig,
@@ -576,14 +577,25 @@ impl Loading {
             let problem = (place.clone(), "no target is left to watch".to_string());
             return self.refuse(problem.0, problem.1, Some("write -t 10.1.0.5".to_string()));
         }
+        if targets.len() > TARGETS_MAX {
+            // Comparing so many with each other would take long, too.
+            let message = format!("{} targets are too many", targets.len());
+            let help = format!(
+                "allowed: 1 to {TARGETS_MAX}; servers of one network can be one target, such as \"10.1.0.0/16\""
+            );
+            return self.refuse(self.place_of_target(TARGETS_MAX), message, Some(help));
+        }
         let twice = (1..targets.len())
             .find(|&index| targets[..index].iter().any(|earlier| earlier.name == targets[index].name));
         let Some(index) = twice else { return };
         let message = format!("two targets are named {:?}", targets[index].name);
+        self.refuse(self.place_of_target(index), message, Some("give each target its own name".to_string()));
+    }
+
+    fn place_of_target(&self, index: usize) -> Place {
         let spot = self.target_spots.get(index).cloned().map(Place::File);
         let place = spot.or_else(|| self.places.get("target").cloned());
-        let place = place.unwrap_or_else(|| Place::Flag("--target".to_string()));
-        self.refuse(place, message, Some("give each target its own name".to_string()));
+        place.unwrap_or_else(|| Place::Flag("--target".to_string()))
     }
 
     fn check_window(&mut self) {

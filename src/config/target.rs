@@ -15,6 +15,10 @@ pub const BUDGET_BYTES_DEFAULT: u64 = 300_000_000;
 /// Below this, tables of a few thousand rows could not hold even the hot keys of a small cache.
 pub const BUDGET_BYTES_MIN: u64 = 4_000_000;
 
+/// Most targets. Each takes memory for tables of its own (in all 40 GB at the least budget) and prints a report of its own;
+/// with so many servers, they belong together in one network.
+pub const TARGETS_MAX: usize = 10_000;
+
 /// What `protocols` may hold.
 const PROTOCOLS: &[&str] = &["tcp", "udp"];
 

@@ -3,13 +3,16 @@
 //! A number is not used twice, so that what is still on its way about a target that has gone cannot be taken for another's. So the targets
 //! that a process can add are limited, by [`ADDED_MAX`].
 
-use crate::config::TargetConfig;
+use crate::config::{TARGETS_MAX, TargetConfig};
 use crate::model::TargetId;
 use crate::pipeline::TargetMap;
 use crate::runtime::{target_id, target_match};
 
 /// Targets that can be added while a capture runs; each costs a kilobyte or two at every worker, used or not.
 pub(super) const ADDED_MAX: usize = 1000;
+
+/// Every one can have a number.
+const _: () = assert!(TARGETS_MAX + ADDED_MAX <= u16::MAX as usize);
 
 /// What is going on with a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +67,7 @@ impl Roster {
             target: target.clone(),
             state: TargetState::Watched,
         });
-        let slots = (targets.len() + ADDED_MAX).min(usize::from(u16::MAX));
+        let slots = targets.len() + ADDED_MAX;
         Roster { entries: entries.collect(), used: targets.len(), slots }
     }
 
@@ -107,6 +110,7 @@ impl Roster {
     /// Gives a new target a number, in state `Adding`; or says why it cannot be added.
     pub(super) fn admit(&mut self, target: TargetConfig) -> Result<TargetId, String> {
         check(&target, self.entries.iter().map(|entry| &entry.target))?;
+        check_count(self.entries.len() + 1)?;
         self.check_room(1)?;
         let id = target_id(self.used);
         self.used += 1;
@@ -147,6 +151,7 @@ impl Roster {
 
     /// What has to be done to watch these targets and no others. One that is different in anything but its name goes and comes anew.
     pub(super) fn plan(&self, wanted: &[TargetConfig]) -> Result<Plan, String> {
+        check_count(wanted.len())?;
         let stays = |target: &TargetConfig| wanted.contains(target);
         let (staying, leaving): (Vec<_>, Vec<_>) =
             self.entries.iter().map(|entry| &entry.target).partition(|target| stays(target));
@@ -166,6 +171,16 @@ impl Roster {
         let left = self.slots - self.used;
         Err(format!("a running memtap can add {ADDED_MAX} targets, of which {left} are left; restart it"))
     }
+}
+
+/// Whether so many targets can be watched at once.
+fn check_count(count: usize) -> Result<(), String> {
+    if count <= TARGETS_MAX {
+        return Ok(());
+    }
+    Err(format!(
+        "{count} targets are too many; allowed are {TARGETS_MAX}: remove one before, or watch a network as one target"
+    ))
 }
 
 /// Whether a target can stand beside these. One that overlaps another would take its packets, or never see any.
@@ -248,6 +263,24 @@ mod tests {
         assert!(roster.admit(target("b=10.0.0.2")).unwrap_err().contains("of which 0 are left; restart it"));
         assert!(roster.plan(&[target("b=10.0.0.2")]).is_err());
         assert!(roster.plan(&[target("a=10.0.0.1")]).is_ok(), "what is there needs no number");
+    }
+
+    #[test]
+    fn no_more_targets_are_watched_than_a_configuration_may_have() {
+        let many: Vec<TargetConfig> = (0..TARGETS_MAX)
+            .map(|number| target(&format!("10.1.{}.{}", number / 200, number % 200)))
+            .collect();
+        let mut roster = Roster::new(&many);
+        let refusal = roster.admit(target("10.2.0.1")).expect_err("one too many");
+        assert!(refusal.starts_with("10001 targets are too many; allowed are 10000"), "{refusal}");
+        assert_eq!(roster.plan(&[many, vec![target("10.2.0.1")]].concat()), Err(refusal));
+        roster.forget(TargetId(7));
+        let id = roster.admit(target("10.2.0.1"));
+        assert_eq!(
+            id,
+            Ok(TargetId(TARGETS_MAX as u16)),
+            "the number of one that has gone is not given again"
+        );
     }
 
     #[test]
