@@ -300,6 +300,30 @@ fn groups_filter_clients_and_colour() {
     insta::assert_snapshot!("groups-filter-colour", report(options, &[snapshot()]).replace('\x1b', "ESC"));
 }
 
+/// They were shown as bytes of a key are: `gro\xc3\x9fe\x20Werte`.
+#[test]
+fn names_of_groups_stand_as_the_operator_wrote_them() {
+    let written = r#"große "Werte" a\b 5%"#;
+    let forms = [
+        (OutputFormat::Table, written.to_string()),
+        (OutputFormat::Markdown, format!("`{written}`")),
+        (OutputFormat::Csv, r#""große ""Werte"" a\b 5%""#.to_string()),
+        (OutputFormat::Jsonl, r#""name":"große \"Werte\" a\\b 5%""#.to_string()),
+    ];
+    for (format, expected) in forms {
+        let mut options = options(format, 120);
+        options.groups = vec![
+            KeyGroup { name: written.to_string(), pattern: "^user:".parse().unwrap() },
+            // No configuration lets it through.
+            KeyGroup { name: "\x1b[2J\u{202e}".to_string(), pattern: "^session:".parse().unwrap() },
+        ];
+        let text = report(options, &[snapshot()]);
+        assert!(text.contains(&expected), "{text}");
+        assert!(text.contains("(none of the groups)"), "{text}");
+        assert!(!text.contains('\x1b') && !text.contains('\u{202e}'), "{text}");
+    }
+}
+
 #[test]
 fn privacy_reaches_every_output() {
     // No output may hold a part of a key that tells keys of one shape apart.

@@ -78,7 +78,7 @@ pub(super) fn write(out: &mut impl Write, contents: &Contents<'_>) -> io::Result
         lines.write(&Item { kind: "server", rank, ..Item::of_row(*row, row.server.to_string()) })?;
     }
     for (rank, row) in (1..).zip(&contents.groups) {
-        lines.write(&Item { kind: "group", rank, ..Item::of_row(*row, escape(&row.name)) })?;
+        lines.write(&Item { kind: "group", rank, ..Item::of_row(*row, row.group_name()) })?;
     }
     for (rank, row) in (1..).zip(&contents.shapes) {
         lines.write(&Item { kind: "shape", rank, ..Item::of_row(*row, escape(&row.name)) })?;

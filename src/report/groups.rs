@@ -3,6 +3,7 @@
 //! A group is named by the operator, with a regular expression; the first that matches wins. A shape is found without
 //! being told: the parts of a key that look like an identifier become `*`.
 
+use super::escape::escape_name;
 use crate::collector::snapshot::{Counters, KeyRow};
 use regex::bytes::Regex;
 use std::borrow::Cow;
@@ -42,6 +43,11 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
+    /// The name of a group: the operator's text, unlike a shape, which is made of clients' bytes.
+    pub(crate) fn group_name(&self) -> String {
+        escape_name(&String::from_utf8_lossy(&self.name))
+    }
+
     fn add(&mut self, row: &KeyRow) {
         let requests = row.counters.requests();
         self.keys += 1;

@@ -91,12 +91,13 @@ fn cell_text(cell: &Cell) -> String {
 fn code(text: &str) -> String {
     let mut span = String::with_capacity(text.len() + 2);
     span.push('`');
-    for character in text.chars() {
+    let mut rest = text.chars();
+    while let Some(character) = rest.next() {
         match character {
             '`' | '<' | '>' | '&' => span.push_str(&format!("\\x{:02x}", u32::from(character))),
             '|' => span.push_str("\\|"),
-            // A span of blanks only, or with blanks at its ends, loses them.
-            ' ' => span.push_str("\\x20"),
+            // A span loses blanks at its ends, and a page all but one of several; a name may hold one.
+            ' ' if span.ends_with(['`', ' ']) || rest.as_str().is_empty() => span.push_str("\\x20"),
             other => span.push(other),
         }
     }
@@ -135,6 +136,7 @@ mod tests {
     fn nothing_of_a_key_is_markdown() {
         assert_eq!(code("a|b`c<script>"), "`a\\|b\\x60c\\x3cscript\\x3e`");
         assert_eq!(code(" a "), "`\\x20a\\x20`");
+        assert_eq!(code("a name  of three"), "`a name \\x20of three`");
         assert_eq!(plain("<b>*a*|@me"), "&lt;b&gt;\\*a\\*\\|&#64;me");
     }
 }

@@ -63,9 +63,9 @@ pub(crate) struct Column {
 pub(crate) enum Cell {
     /// Never shortened.
     Figure(String),
-    /// A key, escaped, which may be shortened, and a figure behind it.
+    /// A key or a name, escaped, which may be shortened, and a figure behind it.
     Key {
-        /// The key, escaped.
+        /// The key or name, escaped.
         text: String,
         /// What follows it, never shortened.
         suffix: String,
@@ -242,9 +242,18 @@ pub(super) fn servers() -> Vec<Spec<ServerRow>> {
     ]
 }
 
-pub(super) fn tallies(title: &'static str) -> Vec<Spec<Tally>> {
+pub(super) fn groups() -> Vec<Spec<Tally>> {
+    let cell = |_: &Frame, row: &Tally| Cell::Key { text: row.group_name(), suffix: String::new() };
+    tallies(name("KEY GROUPS", cell))
+}
+
+pub(super) fn shapes() -> Vec<Spec<Tally>> {
+    tallies(name("KEY SHAPES", |_, row: &Tally| Cell::key(&row.name)))
+}
+
+fn tallies(name: Spec<Tally>) -> Vec<Spec<Tally>> {
     vec![
-        name(title, |_, row| Cell::key(&row.name)),
+        name,
         requests(),
         error(),
         rate(),
@@ -268,8 +277,8 @@ pub(crate) fn sections<'a>(contents: &'a Contents<'a>) -> Vec<Section<'a>> {
         clients_per_key(contents),
         table(missed_keys(), frame, &contents.missed_keys),
         table(servers(), frame, &contents.servers),
-        table(tallies("KEY GROUPS"), frame, &contents.groups),
-        table(tallies("KEY SHAPES"), frame, shapes),
+        table(groups(), frame, &contents.groups),
+        table(self::shapes(), frame, shapes),
         commands(contents.snapshot),
         totals(contents),
         findings(contents),

@@ -100,12 +100,12 @@ pub(crate) fn clients<'a>(contents: &Contents<'_>, rows: &'a [&'a ClientRow], by
 
 /// Key shapes.
 pub(crate) fn shapes<'a>(contents: &Contents<'_>, rows: &'a [&'a Tally], by: Sort) -> Table<'a> {
-    sections::ranked_table(sorted_by(by, sections::tallies("KEY SHAPES")), Frame::of(contents), rows)
+    sections::ranked_table(sorted_by(by, sections::shapes()), Frame::of(contents), rows)
 }
 
 /// Key groups.
 pub(crate) fn groups<'a>(contents: &Contents<'_>, rows: &'a [&'a Tally], by: Sort) -> Table<'a> {
-    sections::ranked_table(sorted_by(by, sections::tallies("KEY GROUPS")), Frame::of(contents), rows)
+    sections::ranked_table(sorted_by(by, sections::groups()), Frame::of(contents), rows)
 }
 
 /// Servers.

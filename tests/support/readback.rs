@@ -7,7 +7,7 @@ mod sections;
 
 pub use sections::{from_markdown, from_table, shown, split_cells};
 
-use memtap::report::escape;
+use memtap::report::{escape, escape_name};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -159,8 +159,9 @@ pub fn from_json(line: &str) -> Truth {
         for (rank, row) in ranked(&report[rows]) {
             let path = format!("{kind}/{rank}");
             truth.row(&path, row, requests, seconds);
-            match name {
-                "name" => truth.key(&path, row, name),
+            match kind {
+                "shape" => truth.key(&path, row, name),
+                "group" => truth.text(format!("{path}/name"), &escape_name(row[name].as_str().unwrap())),
                 _ => truth.text(format!("{path}/name"), row[name].as_str().unwrap()),
             }
             if !row["top_key"].is_null() {
@@ -323,7 +324,10 @@ pub fn from_csv(text: &str) -> Claims {
                 claims.text(format!("server/{rank}/name"), key);
                 ("server", format!("server/{rank}"), None)
             }
-            "group" => ("group", format!("group/{rank}"), None),
+            "group" => {
+                claims.text(format!("group/{rank}/name"), key);
+                ("group", format!("group/{rank}"), None)
+            }
             "shape" => {
                 claims.text(format!("shape/{rank}/key"), key);
                 ("shape", format!("shape/{rank}"), None)

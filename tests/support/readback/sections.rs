@@ -1,7 +1,7 @@
 //! What tables and Markdown have in common: sections of cells, read from either.
 
 use super::{Claims, Truth, count, micros, percent, scaled};
-use memtap::report::{escape, unescape};
+use memtap::report::{escape, escape_name, unescape};
 
 /// A section as it was read: its title and its rows, each with its label first.
 #[derive(Debug, Default)]
@@ -88,7 +88,11 @@ fn read_table(claims: &mut Claims, kind: &'static str, section: &Section) {
     claims.rows.insert(kind, section.rows.len());
     for (rank, row) in (1..).zip(&section.rows) {
         let path = format!("{kind}/{rank}");
-        claims.text(format!("{path}/name"), &row[0]);
+        match kind {
+            // Not a key: what Markdown escaped stands as it is.
+            "group" => claims.text(format!("{path}/name"), &group_name(&row[0])),
+            _ => claims.text(format!("{path}/name"), &row[0]),
+        }
         for (column, cell) in section.columns.iter().zip(&row[1..]) {
             let at = |name: &str| format!("{path}/{name}");
             match *column {
@@ -115,6 +119,10 @@ fn read_table(claims: &mut Claims, kind: &'static str, section: &Section) {
             }
         }
     }
+}
+
+fn group_name(text: &str) -> String {
+    unescape(text).map_or_else(|| text.to_string(), |bytes| escape_name(&String::from_utf8_lossy(&bytes)))
 }
 
 /// `10.2.0.17 (68%)`
