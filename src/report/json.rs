@@ -404,6 +404,32 @@ impl MeanJson {
     }
 }
 
+/// What rows have in common, but for those of clients, whose order the contract gave before there was more to say of them.
+#[derive(Serialize)]
+struct FiguresJson {
+    requests: u64,
+    err: u64,
+    #[serde(flatten)]
+    classes: ClassesJson,
+    bytes_in: u64,
+    bytes_out: u64,
+    latency_us: MeanJson,
+}
+
+impl FiguresJson {
+    fn new(row: &impl Ranked) -> FiguresJson {
+        let counters = row.counters();
+        FiguresJson {
+            requests: counters.requests(),
+            err: row.err(),
+            classes: ClassesJson::new(counters),
+            bytes_in: counters.bytes_in,
+            bytes_out: counters.bytes_out,
+            latency_us: MeanJson::new(counters),
+        }
+    }
+}
+
 /// A key as text where it is one, and its exact bytes where it is not.
 struct KeyText<'a> {
     text: Cow<'a, str>,
@@ -427,13 +453,8 @@ struct KeyJson<'a, P> {
     key: Cow<'a, str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     key_b64: Option<String>,
-    requests: u64,
-    err: u64,
     #[serde(flatten)]
-    classes: ClassesJson,
-    bytes_in: u64,
-    bytes_out: u64,
-    latency_us: MeanJson,
+    figures: FiguresJson,
     clients: P,
     // Added: the table held only the first bytes of the key.
     #[serde(skip_serializing_if = "is_false")]
@@ -450,12 +471,7 @@ impl<'a> KeyJson<'a, ()> {
             rank,
             key: key.text,
             key_b64: key.base64,
-            requests: row.counters.requests(),
-            err: row.err,
-            classes: ClassesJson::new(&row.counters),
-            bytes_in: row.counters.bytes_in,
-            bytes_out: row.counters.bytes_out,
-            latency_us: MeanJson::new(&row.counters),
+            figures: FiguresJson::new(row),
             clients: Lazy(move || contents.clients_of(row).iter().map(PairJson::new)),
             key_truncated: row.truncated,
             latency_samples: row.counters.latency_samples,
@@ -489,11 +505,9 @@ struct ClientJson<'a> {
     bytes_in: u64,
     bytes_out: u64,
     latency_us: MeanJson,
-    top_key: Option<Cow<'a, str>>,
+    #[serde(flatten)]
+    top: TopKeyJson<'a>,
     // Added to the contract's own.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    top_key_b64: Option<String>,
-    top_key_requests: u64,
     deletes: u64,
     touches: u64,
     arithmetic: u64,
@@ -505,7 +519,6 @@ struct ClientJson<'a> {
 impl<'a> ClientJson<'a> {
     fn new(rank: usize, row: &'a ClientRow) -> ClientJson<'a> {
         let counters = &row.counters;
-        let (top_key, top_key_b64, top_key_requests) = top_key(row.top_key.as_ref());
         ClientJson {
             rank,
             client: client_text(&row.client),
@@ -518,9 +531,7 @@ impl<'a> ClientJson<'a> {
             bytes_in: counters.bytes_in,
             bytes_out: counters.bytes_out,
             latency_us: MeanJson::new(counters),
-            top_key,
-            top_key_b64,
-            top_key_requests,
+            top: TopKeyJson::new(row.top_key.as_ref()),
             deletes: counters.deletes,
             touches: counters.touches,
             arithmetic: counters.arithmetic,
@@ -531,15 +542,23 @@ impl<'a> ClientJson<'a> {
     }
 }
 
-type TopKey<'a> = (Option<Cow<'a, str>>, Option<String>, u64);
+/// A row's hottest key.
+#[derive(Serialize)]
+struct TopKeyJson<'a> {
+    top_key: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    top_key_b64: Option<String>,
+    top_key_requests: u64,
+}
 
-fn top_key(top: Option<&(Box<[u8]>, u64)>) -> TopKey<'_> {
-    match top {
-        Some((key, requests)) => {
-            let key = KeyText::new(key);
-            (Some(key.text), key.base64, *requests)
-        }
-        None => (None, None, 0),
+impl<'a> TopKeyJson<'a> {
+    fn new(top: Option<&'a (Box<[u8]>, u64)>) -> TopKeyJson<'a> {
+        let (key, top_key_requests) = match top {
+            Some((key, requests)) => (Some(KeyText::new(key)), *requests),
+            None => (None, 0),
+        };
+        let (top_key, top_key_b64) = key.map(|key| (key.text, key.base64)).unzip();
+        TopKeyJson { top_key, top_key_b64: top_key_b64.flatten(), top_key_requests }
     }
 }
 
@@ -552,35 +571,20 @@ pub(super) fn client_text(client: &Endpoint) -> String {
 struct ServerJson<'a> {
     rank: usize,
     server: String,
-    requests: u64,
-    err: u64,
     #[serde(flatten)]
-    classes: ClassesJson,
-    bytes_in: u64,
-    bytes_out: u64,
-    latency_us: MeanJson,
-    top_key: Option<Cow<'a, str>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    top_key_b64: Option<String>,
-    top_key_requests: u64,
+    figures: FiguresJson,
+    #[serde(flatten)]
+    top: TopKeyJson<'a>,
     latency_samples: u64,
 }
 
 impl<'a> ServerJson<'a> {
     fn new(rank: usize, row: &'a ServerRow) -> ServerJson<'a> {
-        let (top_key, top_key_b64, top_key_requests) = top_key(row.top_key.as_ref());
         ServerJson {
             rank,
             server: row.server.to_string(),
-            requests: row.counters.requests(),
-            err: row.err,
-            classes: ClassesJson::new(&row.counters),
-            bytes_in: row.counters.bytes_in,
-            bytes_out: row.counters.bytes_out,
-            latency_us: MeanJson::new(&row.counters),
-            top_key,
-            top_key_b64,
-            top_key_requests,
+            figures: FiguresJson::new(row),
+            top: TopKeyJson::new(row.top_key.as_ref()),
             latency_samples: row.counters.latency_samples,
         }
     }
@@ -593,37 +597,22 @@ struct TallyJson<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     name_b64: Option<String>,
     keys: u64,
-    requests: u64,
-    err: u64,
     #[serde(flatten)]
-    classes: ClassesJson,
-    bytes_in: u64,
-    bytes_out: u64,
-    latency_us: MeanJson,
-    top_key: Option<Cow<'a, str>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    top_key_b64: Option<String>,
-    top_key_requests: u64,
+    figures: FiguresJson,
+    #[serde(flatten)]
+    top: TopKeyJson<'a>,
 }
 
 impl<'a> TallyJson<'a> {
     fn new(rank: usize, tally: &'a Tally) -> TallyJson<'a> {
         let name = KeyText::new(&tally.name);
-        let (top_key, top_key_b64, top_key_requests) = top_key(tally.top_key.as_ref());
         TallyJson {
             rank,
             name: name.text,
             name_b64: name.base64,
             keys: tally.keys,
-            requests: tally.counters().requests(),
-            err: tally.err,
-            classes: ClassesJson::new(&tally.counters),
-            bytes_in: tally.counters.bytes_in,
-            bytes_out: tally.counters.bytes_out,
-            latency_us: MeanJson::new(&tally.counters),
-            top_key,
-            top_key_b64,
-            top_key_requests,
+            figures: FiguresJson::new(tally),
+            top: TopKeyJson::new(tally.top_key.as_ref()),
         }
     }
 }

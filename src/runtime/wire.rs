@@ -220,8 +220,39 @@ struct LatencyWire {
     samples: u64,
 }
 
-/// In the order of [`Counters`].
-type CountersWire = [u64; 14];
+/// From the one list of the counters: their array, and the way there and back. One that is missing here is missing in a literal of
+/// [`Counters`].
+macro_rules! counters_wire {
+    ($($counter:ident),* $(,)?) => {
+        type CountersWire = [u64; [$(stringify!($counter)),*].len()];
+
+        fn counters(counters: &Counters) -> CountersWire {
+            [$(counters.$counter),*]
+        }
+
+        fn read_counters([$($counter),*]: CountersWire) -> Counters {
+            Counters { $($counter),* }
+        }
+    };
+}
+
+// Their order is the protocol's: one that is new stands at the end, and is another version.
+counters_wire!(
+    gets,
+    hits,
+    misses,
+    stores,
+    deletes,
+    touches,
+    arithmetic,
+    other,
+    errors,
+    bytes_in,
+    bytes_out,
+    latency_sum_us,
+    latency_samples,
+    latency_max_us,
+);
 
 #[derive(Debug, Serialize, Deserialize)]
 struct KeyWire {
@@ -367,60 +398,6 @@ fn read_health(wire: &HealthWire) -> CaptureHealth {
     let HealthWire { ring_blocks_peak, ring_blocks, freezes, worker_restarts, ref rung } = *wire;
     let rung = Rung::ALL.iter().find(|known| known.name() == rung).copied().unwrap_or_default();
     CaptureHealth { ring_blocks_peak, ring_blocks, freezes, worker_restarts, rung }
-}
-
-fn counters(counters: &Counters) -> CountersWire {
-    [
-        counters.gets,
-        counters.hits,
-        counters.misses,
-        counters.stores,
-        counters.deletes,
-        counters.touches,
-        counters.arithmetic,
-        counters.other,
-        counters.errors,
-        counters.bytes_in,
-        counters.bytes_out,
-        counters.latency_sum_us,
-        counters.latency_samples,
-        counters.latency_max_us,
-    ]
-}
-
-fn read_counters(wire: CountersWire) -> Counters {
-    let [
-        gets,
-        hits,
-        misses,
-        stores,
-        deletes,
-        touches,
-        arithmetic,
-        other,
-        errors,
-        bytes_in,
-        bytes_out,
-        sum,
-        samples,
-        max,
-    ] = wire;
-    Counters {
-        gets,
-        hits,
-        misses,
-        stores,
-        deletes,
-        touches,
-        arithmetic,
-        other,
-        errors,
-        bytes_in,
-        bytes_out,
-        latency_sum_us: sum,
-        latency_samples: samples,
-        latency_max_us: max,
-    }
 }
 
 fn latency(summary: &LatencySummary) -> LatencyWire {
