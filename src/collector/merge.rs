@@ -108,6 +108,11 @@ impl Row {
         self.counters.requests()
     }
 
+    /// Requests that were certainly seen.
+    fn certain(&self) -> u64 {
+        self.requests().saturating_sub(self.err)
+    }
+
     fn of(slot: &Slot, rows: &Rows) -> Row {
         let (head, tail, truncated) = slot.key(&rows.tails);
         Row {
@@ -414,8 +419,13 @@ fn top_keys_of_sockets(pairs: &[SocketPair], keys: &Joined, sockets: &Joined) ->
 
 /// Keys are counted by target and not by server; what its connections asked for tells a server's hottest one. Only what is
 /// certain counts: a connection's address that several servers saw is nobody's, and what the pair tables
-/// left out is missing. So the requests are a lower bound, and exact while neither has happened.
+/// left out is missing. So the requests are a lower bound, and exact while neither has happened. The only server there was got all
+/// requests, and is asked for what the keys' own table knows.
 fn top_keys_of_servers(pairs: &[SocketPair], keys: &Joined, servers: &Joined) -> TopKeys {
+    if servers.rows.len() == 1 && servers.complete && servers.bound == 0 {
+        let counts = keys.rows.iter().zip(0..).map(|(key, at)| (0, at, key.certain()));
+        return hottest(counts.filter(|&(.., requests)| requests > 0), keys, servers);
+    }
     let at: HashMap<Endpoint, u32, FixedState> =
         servers.rows.iter().zip(0..).map(|(row, at)| (decode(&row.key), at)).collect();
     let certain = pairs.iter().filter(|pair| pair.certain > 0);

@@ -207,7 +207,8 @@ pub struct ServerRow {
     /// The figures.
     pub counters: Counters,
     /// The key that its connections asked for most, and so often at least: of connections whose address another server saw too, and of
-    /// requests that the pair table left out, nothing counts here. A missing key means that nothing is certain.
+    /// requests that the pair table left out, nothing counts here. Where one server was all there was, keys tell it by themselves. A
+    /// missing key means that nothing is certain.
     pub top_key: Option<(Box<[u8]>, u64)>,
 }
 

@@ -628,6 +628,28 @@ fn the_top_key_of_a_server_comes_from_connections_of_its_own() {
     assert_eq!(row.top_key, Some((Box::from(*b"a"), 14)));
 }
 
+/// The pair tables of a busy target are full, and what they leave out hangs on a seed: reports of one recording differed.
+#[test]
+fn the_top_key_of_the_only_server_is_the_target_s() {
+    for seed in 0..5 {
+        let mut collector = collector(600_000, seed);
+        let mut asks = Vec::new();
+        // All of one server.
+        for client in (0..999u16).step_by(3) {
+            asks.push(Ask::get(b"hot", client));
+            asks.extend((0..60u16).map(|number| Ask::get(&(client + number).to_be_bytes(), client)));
+        }
+        feed(&mut collector, &asks);
+        let snapshot = merge(&[&close(&mut collector, None)]);
+        assert!(snapshot.loss.anomalies.of(Anomaly::Eviction) > 0, "the pair tables are to be too small");
+        let hot = snapshot.keys.iter().find(|row| *row.key == *b"hot").unwrap();
+        let certain = hot.counters.requests() - hot.err;
+        let [server] = &snapshot.servers[..] else { panic!("{} servers", snapshot.servers.len()) };
+        assert_eq!(server.top_key, Some((Box::from(*b"hot"), certain)));
+        assert!(certain > 300, "{certain}");
+    }
+}
+
 /// Reports of one recording differed from run to run: rows lie in the order of a seed.
 #[test]
 fn equals_among_top_keys_are_settled_by_their_bytes() {
