@@ -251,10 +251,20 @@ const CLOCK_SET_BACK_MIN: Duration = Duration::from_secs(10);
 impl Pipeline {
     /// Allocates everything; afterwards no packet allocates.
     pub fn new(targets: TargetMap, limits: PipelineLimits) -> Pipeline {
+        let transactions = Transactions::new(limits.parser);
+        Pipeline::with_parser(targets, limits, transactions)
+    }
+
+    /// The pipeline of another worker, with the same targets as now. They share what servers tell of their versions, and nothing else.
+    pub fn beside(&self, limits: PipelineLimits) -> Pipeline {
+        Pipeline::with_parser(self.targets().clone(), limits, self.stage.transactions.beside())
+    }
+
+    fn with_parser(targets: TargetMap, limits: PipelineLimits, transactions: Transactions) -> Pipeline {
         let mut decoder = Decoder::new(limits.decode);
         decoder.keep_from_tunnels(&targets.ports());
         let stage = Stage {
-            transactions: Transactions::new(limits.parser),
+            transactions,
             tallies: vec![TargetTally::default(); targets.len()],
             parser_anomalies: vec![AnomalyCounts::default(); targets.len()],
             capture: CaptureTally::default(),

@@ -32,6 +32,24 @@ fn later_connections_to_a_server_follow_the_version_that_it_told() {
     assert_eq!(key_with_nul(wire.reconnect(1)), b"a");
 }
 
+/// The connections of a pool are with several workers, and a server is asked on one of them.
+#[test]
+fn workers_know_what_servers_told_others() {
+    let mut told = Wire::new();
+    let [mut before, mut after] = [(); 2].map(|()| {
+        let mut wire = Wire::new();
+        wire.transactions = told.transactions.beside();
+        wire
+    });
+    assert_eq!(key_with_nul(&mut before), b"a");
+    told.client(ASKS).server(NEW);
+    assert_eq!(key_with_nul(&mut after), b"a\0b");
+    assert_eq!(key_with_nul(&mut before), b"a", "a connection keeps its rules");
+    assert_eq!(key_with_nul(before.reconnect(1)), b"a\0b");
+    after.reconnect(1).client(ASKS).server(OLD);
+    assert_eq!(key_with_nul(told.reconnect(1)), b"a");
+}
+
 #[test]
 fn a_version_told_in_the_binary_protocol_holds_for_text_too() {
     for (version, key) in [("1.6.45", &b"a\0b"[..]), ("1.6.18", b"a")] {

@@ -188,6 +188,11 @@ impl Transactions {
         }
     }
 
+    /// The parser of another worker, under the same limits: it knows what servers told this one of their versions, and the other way round.
+    pub fn beside(&self) -> Transactions {
+        Transactions { servers: self.servers.clone(), ..Transactions::new(self.limits) }
+    }
+
     /// Keys that wait for an answer, over all connections.
     pub fn outstanding(&self) -> u32 {
         self.queue.in_use()
@@ -229,7 +234,7 @@ impl Transactions {
 pub(super) struct Session<'s, E> {
     pub(super) limits: &'s ParserLimits,
     pub(super) queue: &'s mut Queue,
-    pub(super) servers: &'s mut Servers,
+    pub(super) servers: &'s Servers,
     pub(super) connection: &'s mut Connection,
     pub(super) server: Endpoint,
     pub(super) transport: Transport,

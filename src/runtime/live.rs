@@ -23,7 +23,7 @@ use crate::runtime::stat::Script;
 use crate::runtime::worker::{WhenLate, Worker, WorkerChannels};
 use crate::runtime::{
     Presets, collector_options, describe_tables, fault, harvests, interval_length, load, load_layers,
-    namespace, target_id,
+    namespace, pipelines, target_id,
 };
 use crate::sandbox::{self, SandboxOptions};
 use crossbeam_channel::Receiver;
@@ -142,7 +142,8 @@ impl Session {
         let mut order_senders = Vec::with_capacity(workers);
         // The same for all: intervals are put together by their ends, and a boundary may pass while workers are made.
         let start = now();
-        for (index, (rings, collector)) in rings_by_worker.into_iter().zip(collectors).enumerate() {
+        let parts = rings_by_worker.into_iter().zip(collectors).zip(pipelines(roster.map(), workers));
+        for (index, ((rings, collector), pipeline)) in parts.enumerate() {
             let (buffer_sender, buffers) = crossbeam_channel::bounded(BUFFERS_PER_WORKER);
             for _ in 0..BUFFERS_PER_WORKER {
                 // The channel has room for exactly these.
@@ -158,7 +159,7 @@ impl Session {
             let channels = WorkerChannels { reports: report_sender.clone(), buffers };
             let mut clock = IntervalClock::new(interval_length(config));
             clock.start_at(start);
-            let worker = Worker::new(index, roster.map(), collector, clock, WhenLate::Lengthen, channels);
+            let worker = Worker::new(index, pipeline, collector, clock, WhenLate::Lengthen, channels);
             // One at a time is on its way. Whoever waits for the answer is woken when the worker ends: an unbounded channel
             // then drops what is in it, a bounded one would keep it.
             let (order_sender, orders) = crossbeam_channel::unbounded();

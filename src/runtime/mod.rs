@@ -46,7 +46,7 @@ use crate::cli::Options;
 use crate::collector::{Capacity, Collector, CollectorOptions, Harvest, TargetOptions};
 use crate::config::{Config, ConfigError, Interval as ConfiguredInterval, Loaded, TargetConfig};
 use crate::model::TargetId;
-use crate::pipeline::{PipelineLimits, TargetMap, TargetMatch};
+use crate::pipeline::{Pipeline, PipelineLimits, TargetMap, TargetMatch};
 use crate::runtime::message::TargetHarvest;
 
 /// What a subcommand sets unless variables or flags say otherwise: variable and value. It stands above the file, which is written
@@ -92,6 +92,14 @@ fn target_match(target: &TargetConfig) -> TargetMatch {
 
 fn pipeline_limits() -> PipelineLimits {
     PipelineLimits::default()
+}
+
+/// A pipeline for each worker.
+fn pipelines(targets: TargetMap, workers: usize) -> Vec<Pipeline> {
+    let first = Pipeline::new(targets, pipeline_limits());
+    let mut pipelines: Vec<Pipeline> = (1..workers).map(|_| first.beside(pipeline_limits())).collect();
+    pipelines.push(first);
+    pipelines
 }
 
 /// The targets of the configuration, among so many that there may ever be.

@@ -67,19 +67,22 @@ struct Watched {
 impl Worker {
     pub(super) fn new(
         index: usize,
-        targets: TargetMap,
+        pipeline: Pipeline,
         collector: Collector,
         clock: IntervalClock,
         when_late: WhenLate,
         channels: WorkerChannels,
     ) -> Worker {
         let WorkerChannels { reports, buffers } = channels;
-        let watched =
-            targets.ids().map(|target| Watched { target, since: Timestamp::ZERO, harvests: Vec::new() });
+        let watched = pipeline.targets().ids().map(|target| Watched {
+            target,
+            since: Timestamp::ZERO,
+            harvests: Vec::new(),
+        });
         Worker {
             index,
             watched: watched.collect(),
-            pipeline: Pipeline::new(targets, pipeline_limits()),
+            pipeline,
             collector,
             clock,
             when_late,
@@ -92,9 +95,9 @@ impl Worker {
         }
     }
 
-    /// Forgets every connection after a failure in their midst. What was counted stays counted.
+    /// Forgets every connection after a failure in their midst. What was counted stays counted, and what servers told stays known.
     pub(super) fn begin_anew(&mut self) {
-        let anew = Pipeline::new(self.pipeline.targets().clone(), pipeline_limits());
+        let anew = self.pipeline.beside(pipeline_limits());
         let failed = std::mem::replace(&mut self.pipeline, anew);
         self.pipeline.take_over_counts(failed);
     }

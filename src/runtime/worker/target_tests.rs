@@ -45,7 +45,8 @@ fn buffers_follow_the_targets() {
     clock.start_at(at(100, 0));
     let channels = WorkerChannels { reports: report_sender, buffers };
     let collector = collector.expect("there is memory");
-    let mut worker = Worker::new(0, targets(&[0]), collector, clock, WhenLate::Lengthen, channels);
+    let pipeline = Pipeline::new(targets(&[0]), pipeline_limits());
+    let mut worker = Worker::new(0, pipeline, collector, clock, WhenLate::Lengthen, channels);
     let interval = |worker: &mut Worker, end: u64| {
         worker.advance(at(end, 5), CaptureFigures::default);
         while worker.idle() {}

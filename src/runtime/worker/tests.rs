@@ -8,6 +8,7 @@ use crate::model::TargetId;
 use crate::network::Network;
 use crate::pipeline::{TargetMap, TargetMatch};
 use crate::runtime::clock::IntervalLength;
+use crate::runtime::pipelines;
 use std::time::Duration;
 
 const PORT: u16 = 11211;
@@ -42,7 +43,8 @@ impl Bench {
         }
         let channels = WorkerChannels { reports: report_sender, buffers: buffer_receiver };
         let clock = IntervalClock::new(length);
-        let worker = Worker::new(index, targets, collector, clock, when_late, channels);
+        let pipeline = Pipeline::new(targets, pipeline_limits());
+        let worker = Worker::new(index, pipeline, collector, clock, when_late, channels);
         Bench { worker, reports, buffers }
     }
 
@@ -220,6 +222,25 @@ fn the_interval_of_a_packet_is_open_when_it_is_counted() {
             );
         }
     }
+}
+
+/// One is asked for its version on one connection of a pool, and the next worker has another; also after it had to begin anew. What the
+/// key is hangs on the version.
+#[test]
+fn workers_share_what_servers_tell_of_their_versions() {
+    let mut benches = [(); 2].map(|()| Bench::of_ten_seconds(WhenLate::Wait));
+    let targets = benches[0].worker.pipeline.targets().clone();
+    for (bench, pipeline) in benches.iter_mut().zip(pipelines(targets, 2)) {
+        bench.worker.pipeline = pipeline;
+    }
+    let [told, other] = &mut benches;
+    other.ask(at(105, 0), 1, "a\0b");
+    told.datagram(at(106, 0), 2, false, "version\r\n");
+    told.datagram(at(106, 1), 2, true, "VERSION 1.6.45\r\n");
+    other.worker.begin_anew();
+    other.ask(at(107, 0), 3, "a\0b");
+    let [_, other] = benches;
+    assert_eq!(requests(&other.finish()[0]), expected(&[("a", 1), ("a\0b", 1)]));
 }
 
 /// What one worker has seen is the same whether others beside it, one of them idle, had a part of it.
