@@ -465,6 +465,11 @@ impl Ring {
         Ok(statistics)
     }
 
+    /// The counts as [`Ring::statistics`] returned them last; zeros before it was called.
+    pub fn statistics_before(&self) -> RingStatistics {
+        self.statistics
+    }
+
     fn discard_statistics(&mut self) -> Result<(), RingError> {
         self.socket.take_statistics()?;
         Ok(())

@@ -361,7 +361,8 @@ impl Capture {
                 wanted: ring.filter().clone(),
                 ladder: Ladder::default(),
                 told: ring.state(),
-                seen: ring.statistics().unwrap_or_default(),
+                // Packets may have come, and been dropped, since it was opened: the next look counts them.
+                seen: ring.statistics_before(),
                 nic_seen: nic_drops(&interface),
                 interface,
             };
