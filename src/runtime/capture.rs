@@ -115,14 +115,32 @@ struct Tap {
 struct Book {
     figures: CaptureFigures,
     rung: Rung,
+    /// The rung before the last step up, and when that was: what was captured until then was kept by it.
+    left: (Rung, Timestamp),
 }
 
 impl Book {
-    fn take(&mut self) -> CaptureFigures {
+    /// The figures of an interval that ended then; those of the next one begin.
+    fn take(&mut self, end: Timestamp) -> CaptureFigures {
         let mut next = CaptureFigures::default();
         next.health.rung = self.rung;
+        // An interval is ended some time after its end, and the filter may have been exchanged meanwhile.
+        let (left, until) = self.left;
+        if end < until {
+            next.health.rung = self.rung.max(left);
+        }
         next.health.ring_blocks = self.figures.health.ring_blocks;
         std::mem::replace(&mut self.figures, next)
+    }
+
+    /// The lowest rung in force from now on.
+    fn note_rung(&mut self, rung: Rung, now: Timestamp) {
+        if rung < self.rung {
+            self.left = (self.rung, now);
+        }
+        self.rung = rung;
+        let lowest = &mut self.figures.health.rung;
+        *lowest = rung.max(*lowest);
     }
 }
 
@@ -169,7 +187,7 @@ impl Capture {
         let last = AssertUnwindSafe(|| {
             self.look();
             let Capture { worker, mut book, .. } = self;
-            worker.finish(Some(now()), || book.take());
+            worker.finish(Some(now()), |end| book.take(end));
         });
         let finished = catch_unwind(last).map_err(|_| Failure::new(Exit::Failure, "the last report failed"));
         ended.and(finished)
@@ -186,9 +204,9 @@ impl Capture {
         }
         let prints = self.requests.prints();
         let book = &mut self.book;
-        self.worker.print_on_demand(prints, Some(now()), || book.take());
+        self.worker.print_on_demand(prints, Some(now()), |end| book.take(end));
         if reading != Reading::Some {
-            self.worker.advance(now().minus(GRACE), || self.book.take());
+            self.worker.advance(now().minus(GRACE), |end| self.book.take(end));
             if self.worker.idle() || is_busy {
                 // An interval is being closed, or a target is: there may be packets by now.
                 return Ok(());
@@ -269,7 +287,7 @@ impl Capture {
         block.for_each_packet_until(limit, |captured| {
             *taken += 1;
             fault.strike(captured.packet.bytes);
-            worker.handle_packet(&captured.packet, || book.take());
+            worker.handle_packet(&captured.packet, |end| book.take(end));
         });
         worker.flush();
         *in_block = None;
@@ -347,8 +365,8 @@ impl Capture {
             tap.nic_seen = nic_drops.or(tap.nic_seen);
         }
         if self.load_ladder == LoadLadder::Auto {
-            self.book.rung = self.taps.iter().map(|tap| tap.ladder.rung()).max().unwrap_or_default();
-            health.rung = health.rung.max(self.book.rung);
+            let rung = self.taps.iter().map(|tap| tap.ladder.rung()).max().unwrap_or_default();
+            self.book.note_rung(rung, now());
         }
     }
 
@@ -428,5 +446,26 @@ fn state_text(state: RingState) -> &'static str {
         RingState::Running => "up, capture goes on",
         RingState::Down => "down, waiting for it to come up",
         RingState::Gone => "gone, waiting for one of its name",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(secs: u64, millis: u32) -> Timestamp {
+        Timestamp::from_parts(secs, millis * 1_000_000)
+    }
+
+    #[test]
+    fn an_interval_tells_the_lowest_rung_that_its_packets_were_kept_by() {
+        let mut book = Book::default();
+        book.note_rung(Rung::Heads, at(7, 500));
+        assert_eq!(book.take(at(8, 0)).health.rung, Rung::Heads, "stepped down in its midst");
+        // The next interval has begun, and the one before is open yet for packets on their way.
+        book.note_rung(Rung::Full, at(9, 100));
+        assert_eq!(book.take(at(9, 0)).health.rung, Rung::Heads, "heads all the time");
+        assert_eq!(book.take(at(10, 0)).health.rung, Rung::Heads, "heads in its first tenth");
+        assert_eq!(book.take(at(11, 0)).health.rung, Rung::Full);
     }
 }

@@ -181,8 +181,8 @@ impl Pacer {
             }
             worker.flush();
             let now = Timestamp::from_nanos(first.nanos().saturating_add(nanos(passed)));
-            worker.advance(now, CaptureFigures::default);
-            worker.print_on_demand(requests.prints(), Some(now), CaptureFigures::default);
+            worker.advance(now, |_| CaptureFigures::default());
+            worker.print_on_demand(requests.prints(), Some(now), |_| CaptureFigures::default());
             tell();
             thread::sleep((due - passed).min(WAIT_MAX));
         }
@@ -222,7 +222,7 @@ impl Reading {
                             break;
                         }
                     }
-                    self.worker.handle_packet(&packet, CaptureFigures::default);
+                    self.worker.handle_packet(&packet, |_| CaptureFigures::default());
                 }
                 Ok(None) => break,
                 // The last record of a recorder that we stopped waiting for is as incomplete as it should be.
@@ -241,7 +241,7 @@ impl Reading {
         if self.requests.was_interrupted() {
             self.worker.mark_partial();
         }
-        self.worker.finish(None, CaptureFigures::default);
+        self.worker.finish(None, |_| CaptureFigures::default());
         ended
     }
 
@@ -250,7 +250,7 @@ impl Reading {
         if self.requests.must_stop() {
             return false;
         }
-        self.worker.print_on_demand(self.requests.prints(), None, CaptureFigures::default);
+        self.worker.print_on_demand(self.requests.prints(), None, |_| CaptureFigures::default());
         self.line.update(self.recordings.progress(), packets);
         true
     }

@@ -102,9 +102,14 @@ impl Worker {
         self.pipeline.take_over_counts(failed);
     }
 
-    /// Takes one packet in. `figures` is asked for what the capture itself saw when an interval ends before this packet.
+    /// Takes one packet in. `figures` is asked for what the capture itself saw when an interval ends before this packet, and told when
+    /// that was.
     #[inline]
-    pub(super) fn handle_packet(&mut self, packet: &Packet<'_>, figures: impl FnMut() -> CaptureFigures) {
+    pub(super) fn handle_packet(
+        &mut self,
+        packet: &Packet<'_>,
+        figures: impl FnMut(Timestamp) -> CaptureFigures,
+    ) {
         if packet.timestamp >= self.clock.end() || !self.clock.is_started() {
             self.advance(packet.timestamp, figures);
         } else {
@@ -115,7 +120,7 @@ impl Worker {
     }
 
     /// Time has passed, with or without packets. Whatever is counted next, up to `now`, is of the interval that is open then.
-    pub(super) fn advance(&mut self, now: Timestamp, mut figures: impl FnMut() -> CaptureFigures) {
+    pub(super) fn advance(&mut self, now: Timestamp, mut figures: impl FnMut(Timestamp) -> CaptureFigures) {
         let collector = &mut self.collector;
         self.pipeline.tick(now, &mut |tuple, observation| collector.observe(tuple, observation));
         // After a silence, several intervals are over; not more of them than there can be buffers for are reported one by one.
@@ -126,7 +131,7 @@ impl Worker {
             self.complete();
             let Some(buffer) = self.take_buffer() else { break };
             if let Some(interval) = self.clock.advance(now, self.when_late == WhenLate::Wait) {
-                self.begin_close(interval, buffer, figures(), false);
+                self.begin_close(interval, buffer, figures(interval.end), false);
             }
         }
         self.clock.lengthen(now);
@@ -137,7 +142,7 @@ impl Worker {
         &mut self,
         prints: u64,
         now: Option<Timestamp>,
-        figures: impl FnOnce() -> CaptureFigures,
+        figures: impl FnOnce(Timestamp) -> CaptureFigures,
     ) {
         if prints <= self.prints {
             return;
@@ -146,7 +151,7 @@ impl Worker {
         if let Some(buffer) = self.take_buffer()
             && let Some(interval) = self.clock.cut(now)
         {
-            self.begin_close(interval, buffer, figures(), false);
+            self.begin_close(interval, buffer, figures(interval.end), false);
             self.cut = true;
             // Only now: without a buffer the demand is answered in the next round.
             self.prints = prints;
@@ -154,7 +159,11 @@ impl Worker {
     }
 
     /// The end of the packets: what is outstanding is given up as unseen, and the last interval is sent.
-    pub(super) fn finish(mut self, now: Option<Timestamp>, figures: impl FnOnce() -> CaptureFigures) {
+    pub(super) fn finish(
+        mut self,
+        now: Option<Timestamp>,
+        figures: impl FnOnce(Timestamp) -> CaptureFigures,
+    ) {
         let collector = &mut self.collector;
         self.pipeline.finish(&mut |tuple, observation| collector.observe(tuple, observation));
         self.complete();
@@ -162,7 +171,7 @@ impl Worker {
         if let Some(interval) = self.clock.cut(now)
             && let Some(buffer) = self.at_hand.pop().or_else(|| self.buffers.recv().ok())
         {
-            self.begin_close(interval, buffer, figures(), true);
+            self.begin_close(interval, buffer, figures(interval.end), true);
             self.complete();
         }
     }

@@ -48,7 +48,7 @@ fn buffers_follow_the_targets() {
     let pipeline = Pipeline::new(targets(&[0]), pipeline_limits());
     let mut worker = Worker::new(0, pipeline, collector, clock, WhenLate::Lengthen, channels);
     let interval = |worker: &mut Worker, end: u64| {
-        worker.advance(at(end, 5), CaptureFigures::default);
+        worker.advance(at(end, 5), |_| CaptureFigures::default());
         while worker.idle() {}
         let Ok(ToReporter::Interval(report)) = reports.try_recv() else { panic!("no report at {end}") };
         report

@@ -71,18 +71,18 @@ impl Bench {
             .unwrap();
         let wire_bytes = bytes.len() as u32;
         let packet = Packet { timestamp, link: LinkType::Ethernet, bytes: &bytes, wire_bytes };
-        self.worker.handle_packet(&packet, CaptureFigures::default);
+        self.worker.handle_packet(&packet, |_| CaptureFigures::default());
     }
 
     fn advance(&mut self, now: Timestamp) {
-        self.worker.advance(now, CaptureFigures::default);
+        self.worker.advance(now, |_| CaptureFigures::default());
         while self.worker.idle() {}
     }
 
     /// Ends the run; all reports that were sent.
     fn finish(self) -> Vec<WorkerReport> {
         let Bench { worker, reports, .. } = self;
-        worker.finish(None, CaptureFigures::default);
+        worker.finish(None, |_| CaptureFigures::default());
         intervals(&reports).collect()
     }
 }
