@@ -36,7 +36,7 @@ impl Rung {
     /// What is not known on this rung; nothing on the top one.
     pub const fn cost(self) -> &'static str {
         match self {
-            Rung::Full => "nothing",
+            Rung::Full => "nothing is unseen",
             Rung::Heads => "outcomes behind the first bytes of a packet are unseen",
             Rung::Requests => "outcomes, response times and bytes out are unseen",
         }

@@ -182,10 +182,15 @@ pub(crate) fn loss_share(snapshot: &Snapshot) -> (u64, u64) {
     let gap_bytes = snapshot.loss.anomalies.of(Anomaly::GapBytes);
     let payload = counters.bytes_in.saturating_add(counters.bytes_out);
     let gaps = (gap_bytes, payload.saturating_add(gap_bytes));
+    let drops = drop_share(snapshot);
+    if ratio(drops) > ratio(gaps) { drops } else { gaps }
+}
+
+/// The share of the packets that were dropped, as in [`loss_share`].
+pub(crate) fn drop_share(snapshot: &Snapshot) -> (u64, u64) {
     let loss = &snapshot.loss;
     let dropped = loss.ring_dropped.saturating_add(loss.nic_dropped).saturating_add(loss.worker_lost);
-    let drops = (dropped, snapshot.loss.packets.saturating_add(dropped));
-    if ratio(drops) > ratio(gaps) { drops } else { gaps }
+    (dropped, loss.packets.saturating_add(dropped))
 }
 
 /// A part of a whole; zero when there is no whole.
