@@ -138,15 +138,21 @@ impl Memtap {
     }
 
     pub(crate) fn wait_for(&self, text: &str) -> String {
-        let deadline = Instant::now() + PATIENCE;
+        self.listen(text, PATIENCE)
+            .unwrap_or_else(|heard| panic!("memtap never said {text:?}, but {heard:#?}"))
+    }
+
+    /// The next line with that text, or what else was said in that time.
+    pub(crate) fn listen(&self, text: &str, patience: Duration) -> Result<String, Vec<String>> {
+        let deadline = Instant::now() + patience;
         let mut heard = Vec::new();
         while let Ok(line) = self.said.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             if line.contains(text) {
-                return line;
+                return Ok(line);
             }
             heard.push(line);
         }
-        panic!("memtap never said {text:?}, but {heard:#?}");
+        Err(heard)
     }
 
     /// Asks it to stop and reads what it printed.
