@@ -149,6 +149,11 @@ impl Ladder {
         (self.looks_lossy, self.looks_calm) = (0, 0);
         Some(next)
     }
+
+    /// The step that the last look advised was not made: this rung is still in force. As many looks as before lead to the next advice.
+    pub fn stay(&mut self, rung: Rung) {
+        self.rung = rung;
+    }
 }
 
 #[cfg(test)]
@@ -182,6 +187,17 @@ mod tests {
         assert_eq!(looks(&mut ladder, CALM, 1), [Rung::Heads]);
         assert_eq!(looks(&mut ladder, CALM, LOOKS_BEFORE_UP), [Rung::Full]);
         assert_eq!(looks(&mut ladder, CALM, 100), [], "nothing is above");
+    }
+
+    #[test]
+    fn a_step_that_was_not_made_is_advised_again() {
+        let mut ladder = Ladder::default();
+        for _ in 0..3 {
+            assert_eq!(looks(&mut ladder, LOSSY, LOOKS_BEFORE_DOWN - 1), []);
+            assert_eq!(looks(&mut ladder, LOSSY, 1), [Rung::Heads]);
+            ladder.stay(Rung::Full);
+            assert_eq!(ladder.rung(), Rung::Full);
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ mod orders;
 use crate::capture::filter::FilterSpec;
 use crate::capture::interface::{self, Interface};
 use crate::capture::ladder::{Ladder, RingLook, Rung};
-use crate::capture::ring::{self, Block, RINGS_PER_WORKER_MAX, Ring, RingState, RingStatistics};
+use crate::capture::ring::{self, Block, RINGS_PER_WORKER_MAX, Ring, RingError, RingState, RingStatistics};
 use crate::cli::Exit;
 use crate::config::LoadLadder;
 use crate::model::Timestamp;
@@ -353,10 +353,13 @@ impl Capture {
                 blocks: statistics.blocks_total,
             };
             tap.seen = statistics;
+            let rung = tap.ladder.rung();
             if self.load_ladder == LoadLadder::Auto
-                && let Some(rung) = tap.ladder.look(look)
+                && let Some(next) = tap.ladder.look(look)
+                && let Err(error) = step(ring, tap, next)
             {
-                step(ring, tap, rung);
+                tracing::warn!("{}: load ladder: still keeping {}: {error}", tap.interface.name, rung.name());
+                tap.ladder.stay(rung);
             }
             let nic_drops = nic_drops(&tap.interface);
             if let (Some(now), Some(before)) = (nic_drops, tap.nic_seen) {
@@ -422,13 +425,10 @@ impl Capture {
 }
 
 /// Exchanges the filter, and says so.
-fn step(ring: &mut Ring, tap: &Tap, rung: Rung) {
-    match ring.set_filter(&rung.apply(&tap.wanted)) {
-        Ok(_) => {
-            tracing::warn!("{}: load ladder: keeping {}; {}", tap.interface.name, rung.name(), rung.cost());
-        }
-        Err(error) => tracing::warn!("{}: load ladder: {error}", tap.interface.name),
-    }
+fn step(ring: &mut Ring, tap: &Tap, rung: Rung) -> Result<(), RingError> {
+    ring.set_filter(&rung.apply(&tap.wanted))?;
+    tracing::warn!("{}: load ladder: keeping {}; {}", tap.interface.name, rung.name(), rung.cost());
+    Ok(())
 }
 
 /// The wall clock. Packets of the ring carry the same clock, so the two can be compared.
