@@ -7,11 +7,14 @@
 
 #![expect(clippy::print_stdout, reason = "a table is what this program is for")]
 
+#[path = "support/figures.rs"]
+mod figures;
 #[path = "../tests/support/netns.rs"]
 mod netns;
 #[path = "support/raw.rs"]
 mod raw;
 
+use figures::Spread;
 use memtap::capture::block::BlockHeader;
 use memtap::capture::decode::{DecodeLimits, Decoder};
 use memtap::capture::filter::FilterSpec;
@@ -258,16 +261,6 @@ fn run(pair: &Pair, reader: Reader, frame_bytes: usize, length: Duration) -> Run
     })
 }
 
-fn median(values: impl Iterator<Item = f64>) -> (f64, f64, f64) {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    (values[values.len() / 2], values[0], values[values.len() - 1])
-}
-
-fn shown((median, least, most): (f64, f64, f64), digits: usize) -> String {
-    format!("{median:.digits$} [{least:.digits$} to {most:.digits$}]")
-}
-
 /// The ratios of one frame size.
 fn costs(pair: &Pair, frame_bytes: usize, rounds: usize, length: Duration) {
     let mut results: Vec<Vec<Run>> = READERS.iter().map(|_| Vec::new()).collect();
@@ -285,14 +278,14 @@ fn costs(pair: &Pair, frame_bytes: usize, rounds: usize, length: Duration) {
     println!("| --- | --- | --- | --- | --- |");
     for ((reader, name), runs) in READERS.iter().zip(&results) {
         println!(
-            "| {name} | {} | {} | {} | {} |",
-            shown(median(runs.iter().map(|run| run.sender_nanos)), 0),
+            "| {name} | {:.0} | {} | {:.0} | {} |",
+            Spread::of(runs.iter().map(|run| run.sender_nanos)),
             if *reader == Reader::None {
                 "-".to_owned()
             } else {
-                shown(median(runs.iter().map(|run| run.reader_nanos)), 0)
+                format!("{:.0}", Spread::of(runs.iter().map(|run| run.reader_nanos)))
             },
-            shown(median(runs.iter().map(|run| run.packets_per_second / 1e3)), 0),
+            Spread::of(runs.iter().map(|run| run.packets_per_second / 1e3)),
             runs.iter().map(|run| run.lost).sum::<u64>()
         );
     }
@@ -300,17 +293,17 @@ fn costs(pair: &Pair, frame_bytes: usize, rounds: usize, length: Duration) {
         |reader: Reader| &results[READERS.iter().position(|(other, _)| *other == reader).expect("listed")];
     let pairs = |over: Reader, under: Reader, figure: fn(&Run) -> f64, floor: fn(&Run) -> f64| {
         let rounds = of(over).iter().zip(of(under)).zip(of(Reader::None));
-        median(
+        Spread::of(
             rounds.map(|((over, under), none)| (figure(over) - floor(none)) / (figure(under) - floor(none))),
         )
     };
     let kernel = pairs(Reader::Memtap, Reader::Count, |run| run.sender_nanos, |none| none.sender_nanos);
-    println!("kernel side K, memtap / counted ring: {}", shown(kernel, 2));
+    println!("kernel side K, memtap / counted ring: {kernel:.2}");
     let user = pairs(Reader::Decode, Reader::Walk, |run| run.reader_nanos, |_| 0.0);
-    println!("reader's side U, ring and decode / headers walked: {}", shown(user, 2));
+    println!("reader's side U, ring and decode / headers walked: {user:.2}");
     let rate = pairs(Reader::Memtap, Reader::Count, |run| run.packets_per_second, |_| 0.0);
     let lost: u64 = of(Reader::Memtap).iter().map(|run| run.lost).sum();
-    println!("rate, memtap / counted ring: {} with {lost} packets lost", shown(rate, 2));
+    println!("rate, memtap / counted ring: {rate:.2} with {lost} packets lost");
 }
 
 /// Sends at a steady rate while the reader stays away; how long the ring bore it, beside the formula.
@@ -379,13 +372,11 @@ fn main() {
         let results: Vec<(f64, f64)> =
             (0..runs).map(|_| hold(&pair, blocks, frame_bytes, rate, Duration::from_millis(stall))).collect();
         let (bore, formula) =
-            (median(results.iter().map(|run| run.0)), median(results.iter().map(|run| run.1)));
-        let ratio = median(results.iter().map(|(bore, formula)| bore / formula));
+            (Spread::of(results.iter().map(|run| run.0)), Spread::of(results.iter().map(|run| run.1)));
+        let ratio = Spread::of(results.iter().map(|(bore, formula)| bore / formula));
         println!(
-            "| {blocks} | {frame_bytes} | {rate} | {stall} | {:.0} | {:.0} | {} |",
-            bore.0,
-            formula.0,
-            shown(ratio, 2)
+            "| {blocks} | {frame_bytes} | {rate} | {stall} | {:.0} | {:.0} | {ratio:.2} |",
+            bore.median, formula.median
         );
     }
 }
