@@ -108,12 +108,30 @@ pub(crate) fn write_key(number: u64) -> [u8; 32] {
 /// The value of `--name value` among the arguments, which come through `cargo bench`.
 pub(crate) fn text_argument(name: &str) -> Option<String> {
     let mut arguments = std::env::args().skip_while(|argument| argument != &format!("--{name}"));
-    arguments.nth(1)
+    arguments.next()?;
+    Some(arguments.next().unwrap_or_else(|| wrong_usage(&format!("--{name} has no value"))))
 }
 
 /// The same for a number.
 pub(crate) fn argument(name: &str, otherwise: u64) -> u64 {
-    text_argument(name).and_then(|value| value.parse().ok()).unwrap_or(otherwise)
+    let Some(text) = text_argument(name) else { return otherwise };
+    text.parse().unwrap_or_else(|_| wrong_usage(&format!("--{name} {text}: not a number")))
+}
+
+/// Ends a program that was called wrongly, and says how.
+pub(crate) fn wrong_usage(message: &str) -> ! {
+    end(message, 2)
+}
+
+/// Ends a program that cannot do what it is for, and says why.
+pub(crate) fn give_up(message: &str) -> ! {
+    end(message, 1)
+}
+
+#[expect(clippy::print_stderr, reason = "whoever called it is to read it, in the place of a table")]
+fn end(message: &str, code: i32) -> ! {
+    eprintln!("error: {message}");
+    std::process::exit(code)
 }
 
 /// Whether `cargo bench` runs us, and not a test of everything.
