@@ -1,259 +1,304 @@
-//! What a capture costs a memcached that is busy: throughput of a closed loop, and the server's processor time per request, with
-//! and without a capture beside it.
+//! What a capture costs a memcached that is busy, with and without a capture beside it: throughput of a closed loop, then processor
+//! time and response times at a fixed rate of half of that.
 //!
 //! `cargo bench --bench overhead` starts Debian's memcached in a network namespace of its own (root), drives it from another, and
-//! puts every variant between two runs without: machines drift, and a comparison with a run of some minutes ago shows the drift.
+//! puts every capture between two runs without: machines drift, and a comparison with a run of some minutes ago shows the drift.
 //! Ratios; medians, with least and most. A run is as long as memtap's interval is by default, so that one interval's close and
-//! report are in it. `--rounds N`, `--seconds N` and `--only NAME` (a variant) do less.
+//! report are in it. memcached has the first processor for itself; the client and whoever captures share the second.
+//!
+//! The floor is a ring as memtap opens it, in a process of its own, of whose blocks only the number of packets is read: no capture
+//! by a packet ring costs the server less.
+//!
+//!     cargo bench --bench overhead -- --rounds 5 --seconds 10
+//!
+//! `--only A,B` measures some captures, `--value-bytes N` one size of values, `--rate N` sets the fixed rate, in requests a second.
 
 #![expect(clippy::print_stdout, reason = "a table is what this program is for")]
 
+#[path = "support/captures.rs"]
+mod captures;
+#[path = "support/counted.rs"]
+mod counted;
+#[path = "support/figures.rs"]
+mod figures;
+#[path = "support/load.rs"]
+mod load;
 #[path = "../tests/support/netns.rs"]
 mod netns;
+#[path = "support/programs.rs"]
+mod programs;
 #[path = "support/raw.rs"]
 mod raw;
 #[expect(dead_code, reason = "each bench takes what it needs")]
 mod support;
 
+use captures::{Capture, Seen};
+use figures::{Spread, percentile};
+use load::{CONNECTIONS, Load};
 use netns::{Pair, SERVER};
-use raw::pin;
-use std::fs;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::process::{Child, Command, Stdio};
+use programs::{Running, is_installed};
+use raw::{pin, thread_time};
+use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
-use support::{argument, is_bench, text_argument};
+use std::time::Duration;
+use support::{argument, give_up, is_bench, wrong_usage};
 
-const CONNECTIONS: usize = 16;
-const KEYS: usize = 1000;
+/// Where memcached runs, and where everybody else does.
+const SERVER_PROCESSOR: usize = 0;
+const CLIENT_PROCESSOR: usize = 1;
 
-/// A program that is ended with its owner, by its id.
-struct Running(Child);
+/// The largest value that memcached takes as it is started here.
+const VALUE_BYTES_MAX: u64 = 1_000_000;
 
-impl Running {
-    /// Processor time so far of it and of the programs that it started (tshark has another one capture); zero when it has ended.
-    fn processor_time(&self) -> Duration {
-        processor_time(self.0.id())
-    }
-}
+/// The fixed rate as a share of what the closed loop reaches: low enough that a capture does not change whether it is reached.
+const FIXED_SHARE: f64 = 0.5;
 
-/// Of all threads of a process, and of its children.
-fn processor_time(process: u32) -> Duration {
-    let tasks = || fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
-    let nanos = tasks().filter_map(|task| {
-        let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
-        text.split(' ').next()?.parse::<u64>().ok()
-    });
-    let children = tasks().filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
-    let children: Vec<u32> = children
-        .flat_map(|text| text.split(' ').filter_map(|id| id.trim().parse().ok()).collect::<Vec<_>>())
-        .collect();
-    Duration::from_nanos(nanos.sum()) + children.into_iter().map(processor_time).sum::<Duration>()
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Politely, so that memtap's last report costs what it costs; already gone is fine.
-        let _ = Command::new("kill").args(["-INT", &self.0.id().to_string()]).status();
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while Instant::now() < deadline && matches!(self.0.try_wait(), Ok(None)) {
-            thread::sleep(Duration::from_millis(10));
-        }
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn memcached(pair: &Pair) -> Running {
-    let mut command = pair.server.command("taskset");
-    command.args(["-c", "0", "memcached", "-u", "nobody", "-l", SERVER, "-p", "11211", "-U", "0", "-t", "1"]);
-    Running(command.spawn().expect("the bench needs memcached and taskset"))
-}
-
-/// The connections of the load, with their keys set.
-struct Load {
-    streams: Vec<TcpStream>,
-    answer_bytes: usize,
-    buffer: Vec<u8>,
-    next_key: usize,
-}
-
-impl Load {
-    fn open(pair: &Pair, value_bytes: usize) -> Load {
-        let address: SocketAddr = format!("{SERVER}:11211").parse().expect("an address");
-        let deadline = Instant::now() + Duration::from_secs(10);
-        let connect = || loop {
-            match TcpStream::connect(address) {
-                Ok(stream) => break stream,
-                Err(_) if Instant::now() < deadline => thread::sleep(Duration::from_millis(20)),
-                Err(error) => panic!("memcached does not answer: {error}"),
-            }
-        };
-        let mut streams: Vec<TcpStream> = pair.client.run(|| (0..CONNECTIONS).map(|_| connect()).collect());
-        for stream in &streams {
-            stream.set_nodelay(true).expect("a TCP socket");
-        }
-        let value = "v".repeat(value_bytes);
-        let mut stored = [0; 8];
-        for key in 0..KEYS {
-            let command = format!("set key:{key:06} 0 0 {value_bytes}\r\n{value}\r\n");
-            streams[0].write_all(command.as_bytes()).expect("memcached reads");
-            streams[0].read_exact(&mut stored).expect("memcached answers");
-            assert_eq!(&stored, b"STORED\r\n");
-        }
-        let answer_bytes =
-            format!("VALUE key:000000 0 {value_bytes}\r\n").len() + value_bytes + "\r\nEND\r\n".len();
-        Load { streams, answer_bytes, buffer: vec![0; answer_bytes], next_key: 0 }
-    }
-
-    /// Asks on every connection and reads every answer, over and over; says how many there were.
-    fn run(&mut self, length: Duration) -> u64 {
-        let (began, mut requests) = (Instant::now(), 0);
-        while began.elapsed() < length {
-            for stream in &mut self.streams {
-                self.next_key = (self.next_key + 7) % KEYS;
-                let request = format!("get key:{:06}\r\n", self.next_key);
-                stream.write_all(request.as_bytes()).expect("memcached reads");
-            }
-            for stream in &mut self.streams {
-                stream.read_exact(&mut self.buffer[..self.answer_bytes]).expect("memcached answers");
-                requests += 1;
-            }
-        }
-        requests
-    }
-}
-
+/// Processor time of those who take part, microseconds a request.
 #[derive(Clone, Copy)]
-struct Variant {
-    name: &'static str,
-    program: &'static [&'static str],
-    memtap: bool,
+struct Cost {
+    server: f64,
+    client: f64,
+    capture: f64,
 }
 
-const VARIANTS: [Variant; 4] = [
-    Variant { name: "memtap", program: &["-i", "veth0"], memtap: true },
-    Variant {
-        name: "memtap, requests only",
-        program: &["-i", "veth0", "--load-ladder", "requests"],
-        memtap: true,
-    },
-    Variant {
-        name: "tcpdump -w /dev/null",
-        program: &["tcpdump", "-i", "veth0", "-s", "0", "-B", "65536", "-w", "/dev/null", "port 11211"],
-        memtap: false,
-    },
-    Variant {
-        name: "tshark -w /dev/null",
-        program: &["tshark", "-q", "-i", "veth0", "-B", "64", "-w", "/dev/null", "-f", "port 11211"],
-        memtap: false,
-    },
-];
-
-fn start(pair: &Pair, variant: &Variant) -> Running {
-    let mut command = if variant.memtap {
-        let mut command = pair.server.command(env!("CARGO_BIN_EXE_memtap"));
-        command.args(["run", "-o", "jsonl", "-q"]).args(variant.program);
-        command
-    } else {
-        let mut command = pair.server.command(variant.program[0]);
-        command.args(&variant.program[1..]);
-        command
-    };
-    let child =
-        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program is installed");
-    // Until its ring is there, and the tables of memtap have their memory.
-    thread::sleep(Duration::from_millis(1500));
-    Running(child)
+impl Cost {
+    fn all(&self) -> f64 {
+        self.server + self.client + self.capture
+    }
 }
 
-/// Requests a second; the server's and the capture's processor time, microseconds a request.
+/// One run of the load.
 #[derive(Clone, Copy)]
 struct Run {
+    requests: u64,
+    /// Requests a second.
     rate: f64,
-    server_micros: f64,
-    capture_micros: f64,
+    cost: Cost,
+    /// Median and 99th percentile of the response times in microseconds, where they were measured.
+    response_micros: [f64; 2],
 }
 
-fn run(load: &mut Load, server: &Running, capture: Option<&Running>, length: Duration) -> Run {
-    let time = |capture: Option<&Running>| capture.map_or(Duration::ZERO, Running::processor_time);
-    let (server_before, capture_before, began) = (server.processor_time(), time(capture), Instant::now());
-    let requests = load.run(length) as f64;
-    let elapsed = began.elapsed().as_secs_f64();
-    // What waits in the ring belongs to this run.
-    thread::sleep(Duration::from_millis(150));
-    Run {
-        rate: requests / elapsed,
-        server_micros: (server.processor_time() - server_before).as_secs_f64() * 1e6 / requests,
-        capture_micros: time(capture).saturating_sub(capture_before).as_secs_f64() * 1e6 / requests,
+/// A run with a capture, and those without before and after it.
+struct Sandwich {
+    before: Run,
+    with: Run,
+    after: Run,
+    seen: Seen,
+}
+
+impl Sandwich {
+    /// Without a capture, as far as the drift between the two can be told.
+    fn without(&self, figure: impl Fn(&Run) -> f64) -> f64 {
+        (figure(&self.before) + figure(&self.after)) / 2.0
+    }
+
+    fn ratio(&self, figure: impl Fn(&Run) -> f64) -> f64 {
+        figure(&self.with) / self.without(figure)
     }
 }
 
-fn shown(values: impl Iterator<Item = f64>, digits: usize) -> String {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    let (median, least, most) = (values[values.len() / 2], values[0], values[values.len() - 1]);
-    format!("{median:.digits$} [{least:.digits$} to {most:.digits$}]")
+/// A memcached with values of one size, its client, and the captures to put beside it.
+struct Bench {
+    // Dropped before the namespaces that they are in.
+    load: Load,
+    server: Running,
+    pair: Pair,
+    captures: Vec<&'static Capture>,
+    rounds: usize,
+    length: Duration,
+}
+
+impl Bench {
+    /// A run of the load as fast as answers come, or at a rate.
+    fn run(&mut self, rate: Option<f64>, capture: Option<&Running>) -> Run {
+        let time = |capture: Option<&Running>| capture.map_or(Duration::ZERO, Running::processor_time);
+        let before = [self.server.processor_time(), thread_time(), time(capture)];
+        let (requests, elapsed, mut response_micros) = match rate {
+            None => {
+                let unpaced = self.load.run(self.length);
+                (unpaced.requests, unpaced.elapsed, Vec::new())
+            }
+            Some(rate) => {
+                let paced = self.load.run_at(rate, self.length);
+                (paced.requests, paced.elapsed, paced.response_micros)
+            }
+        };
+        let client_after = thread_time();
+        // What waits in the ring belongs to this run.
+        thread::sleep(Duration::from_millis(150));
+        let after = [self.server.processor_time(), client_after, time(capture)];
+        let micros = |at: usize| after[at].saturating_sub(before[at]).as_secs_f64() * 1e6 / requests as f64;
+        Run {
+            requests,
+            rate: requests as f64 / elapsed.as_secs_f64(),
+            cost: Cost { server: micros(0), client: micros(1), capture: micros(2) },
+            response_micros: [50.0, 99.0].map(|percent| percentile(&mut response_micros, percent)),
+        }
+    }
+
+    /// Every capture between two runs without, in every round, and the next round the other way round.
+    fn measure(&mut self, rate: Option<f64>) -> Vec<Vec<Sandwich>> {
+        // The first run after a pause, or after another kind of load, is not like those that follow.
+        self.run(rate, None);
+        let captures = self.captures.clone();
+        let mut measured: Vec<Vec<Sandwich>> = captures.iter().map(|_| Vec::new()).collect();
+        for round in 0..self.rounds {
+            let mut order: Vec<usize> = (0..captures.len()).collect();
+            if round % 2 == 1 {
+                order.reverse();
+            }
+            let mut before = self.run(rate, None);
+            for at in order {
+                let running = captures[at].start(&self.pair);
+                let with = self.run(rate, Some(&running));
+                let seen = captures[at].end(running);
+                let after = self.run(rate, None);
+                measured[at].push(Sandwich { before, with, after, seen });
+                before = after;
+            }
+        }
+        measured
+    }
+
+    fn print_closed(&self, measured: &[Vec<Sandwich>]) {
+        println!(
+            "\nclosed loop, one request and one answer on each connection at a time; without: {:.0} requests a second",
+            rate_without(measured)
+        );
+        println!(
+            "| capture | throughput | server's processor time a request | capture's own, microseconds a request | packets seen a \
+             request | packets lost |"
+        );
+        println!("| --- | --- | --- | --- | --- | --- |");
+        for (capture, measured) in self.captures.iter().zip(measured) {
+            println!(
+                "| {} | {:.3} | {:.3} | {:.3} | {} |",
+                capture.title,
+                spread(measured, |run| run.ratio(|run| run.rate)),
+                spread(measured, |run| run.ratio(|run| run.cost.server)),
+                spread(measured, |run| run.with.cost.capture),
+                seen(measured)
+            );
+        }
+        println!("goal for throughput: memtap at least 0.97, requests only at least 0.99");
+    }
+
+    fn print_fixed(&self, rate: f64, measured: &[Vec<Sandwich>]) {
+        let share = |run: &Run| 100.0 * (1.0 - run.rate / rate).max(0.0);
+        println!(
+            "\nfixed rate of {rate:.0} requests a second, sent whether answers come or not; without: {:.1} us of the server a request",
+            spread_without(measured, |run| run.cost.server)
+        );
+        println!(
+            "| capture | server's processor time a request | server, client and capture together | capture's own, microseconds a \
+             request | packets seen a request | packets lost | p50, us, with / without | p99, us, with / without | rate missed by, %, with \
+             / without |"
+        );
+        println!("| --- | --- | --- | --- | --- | --- | --- | --- | --- |");
+        for (capture, measured) in self.captures.iter().zip(measured) {
+            let both = |figure: &dyn Fn(&Run) -> f64, digits: usize| {
+                let with = spread(measured, |run| figure(&run.with));
+                let without = spread(measured, |run| run.without(figure));
+                format!("{with:.digits$} / {without:.digits$}")
+            };
+            println!(
+                "| {} | {:.3} | {:.3} | {:.3} | {} | {} | {} | {} |",
+                capture.title,
+                spread(measured, |run| run.ratio(|run| run.cost.server)),
+                spread(measured, |run| run.ratio(|run| run.cost.all())),
+                spread(measured, |run| run.with.cost.capture),
+                seen(measured),
+                both(&|run| run.response_micros[0], 0),
+                both(&|run| run.response_micros[1], 0),
+                both(&share, 1)
+            );
+        }
+        println!(
+            "response times from when a request was due, so that whatever holds up the client counts, to when its answer was read"
+        );
+    }
+}
+
+fn spread(measured: &[Sandwich], figure: impl Fn(&Sandwich) -> f64) -> Spread {
+    Spread::of(measured.iter().map(figure))
+}
+
+/// Of all runs without a capture that stand beside one.
+fn spread_without(measured: &[Vec<Sandwich>], figure: impl Fn(&Run) -> f64) -> Spread {
+    Spread::of(measured.iter().flatten().map(|run| run.without(&figure)))
+}
+
+fn rate_without(measured: &[Vec<Sandwich>]) -> Spread {
+    spread_without(measured, |run| run.rate)
+}
+
+/// Two columns. Answers are packets as well, and long ones are cut into several where the interface does not do that.
+fn seen(measured: &[Sandwich]) -> String {
+    let packets = spread(measured, |run| run.seen.packets as f64 / run.with.requests as f64);
+    format!("{:.2} | {}", packets.median, measured.iter().map(|run| run.seen.lost).sum::<u64>())
+}
+
+/// memcached on its own processor.
+fn memcached(pair: &Pair) -> Running {
+    let start = || {
+        pin(SERVER_PROCESSOR);
+        let mut command: Command = pair.server.command("memcached");
+        command.args(["-u", "nobody", "-l", SERVER, "-p", "11211", "-U", "0", "-t", "1"]);
+        Running::start("memcached", &mut command)
+    };
+    // A process begins where the thread was that started it.
+    thread::scope(|scope| scope.spawn(start).join()).expect("memcached starts")
 }
 
 fn main() {
+    let mut arguments = std::env::args().skip(1);
+    if arguments.next().as_deref() == Some(counted::ARGUMENT) {
+        return counted::run(&arguments.next().expect("the name of an interface follows"));
+    }
     // `cargo test` runs every bench once, to see that it can.
     let quick = !is_bench();
-    let rounds = argument("rounds", if quick { 1 } else { 5 }) as usize;
+    let rounds = argument("rounds", if quick { 1 } else { 5 }).max(1) as usize;
     let length = match argument("seconds", if quick { 0 } else { 10 }) {
         0 => Duration::from_millis(100),
         seconds => Duration::from_secs(seconds),
     };
-    let only = text_argument("only");
-    let wanted = |variant: &&Variant| only.as_ref().is_none_or(|only| only == variant.name);
-    let variants: Vec<Variant> =
-        VARIANTS.iter().filter(wanted).take(if quick { 2 } else { VARIANTS.len() }).copied().collect();
-    println!(
-        "closed loop, {CONNECTIONS} connections, one request and one answer each at a time; ratios to the runs without"
-    );
-    for value_bytes in [100, 4096] {
+    let (value_bytes, wanted_rate) = (argument("value-bytes", 0), argument("rate", 0));
+    if value_bytes > VALUE_BYTES_MAX {
+        wrong_usage(&format!("--value-bytes {value_bytes}: allowed: 1 to {VALUE_BYTES_MAX}"));
+    }
+    let sizes: &[u64] = match value_bytes {
+        0 if quick => &[100],
+        0 => &[100, 4096],
+        _ => &[value_bytes],
+    };
+    let captures = captures::chosen(quick);
+    if !is_installed("memcached") {
+        give_up(
+            "there is no memcached on the search path, which is what is measured (Debian's package memcached)",
+        );
+    }
+    if captures.is_empty() {
+        give_up("none of the captures that are wanted is there");
+    }
+    pin(CLIENT_PROCESSOR);
+    for &value_bytes in sizes {
         let pair = Pair::new();
         let server = memcached(&pair);
-        pin(1);
-        let mut load = Load::open(&pair, value_bytes);
-        run(&mut load, &server, None, length);
-        let mut ratios: Vec<Vec<(f64, f64, f64)>> = variants.iter().map(|_| Vec::new()).collect();
-        let mut rates = Vec::new();
-        for round in 0..rounds {
-            let mut order: Vec<usize> = (0..variants.len()).collect();
-            if round % 2 == 1 {
-                order.reverse();
-            }
-            let mut before = run(&mut load, &server, None, length);
-            for at in order {
-                let capture = start(&pair, &variants[at]);
-                let with = run(&mut load, &server, Some(&capture), length);
-                drop(capture);
-                let after = run(&mut load, &server, None, length);
-                let rate = (before.rate + after.rate) / 2.0;
-                let server_micros = (before.server_micros + after.server_micros) / 2.0;
-                rates.push(rate);
-                ratios[at].push((with.rate / rate, with.server_micros / server_micros, with.capture_micros));
-                before = after;
-            }
-        }
+        let address = format!("{SERVER}:11211").parse().expect("an address");
+        let value_bytes = usize::try_from(value_bytes).expect("it was compared with the greatest");
+        let load = pair.client.run(|| Load::open(address, value_bytes));
+        let captures = captures.clone();
+        let mut bench = Bench { load, server, pair, captures, rounds, length };
         println!(
-            "\nvalues of {value_bytes} bytes; without: {} requests a second",
-            shown(rates.into_iter(), 0)
+            "\nvalues of {value_bytes} bytes, {CONNECTIONS} connections, rounds: {rounds}; ratios to the runs without"
         );
-        println!(
-            "| capture | throughput | server's processor time a request | capture's own, microseconds a request |"
-        );
-        println!("| --- | --- | --- | --- |");
-        for (variant, ratios) in variants.iter().zip(&ratios) {
-            println!(
-                "| {} | {} | {} | {} |",
-                variant.name,
-                shown(ratios.iter().map(|ratio| ratio.0), 3),
-                shown(ratios.iter().map(|ratio| ratio.1), 3),
-                shown(ratios.iter().map(|ratio| ratio.2), 3)
-            );
-        }
+        let closed = bench.measure(None);
+        bench.print_closed(&closed);
+        let rate = match wanted_rate {
+            0 => FIXED_SHARE * rate_without(&closed).median,
+            rate => rate as f64,
+        };
+        let fixed = bench.measure(Some(rate));
+        bench.print_fixed(rate, &fixed);
     }
 }
