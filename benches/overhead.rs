@@ -95,6 +95,11 @@ impl Sandwich {
     fn ratio(&self, figure: impl Fn(&Run) -> f64) -> f64 {
         figure(&self.with) / self.without(figure)
     }
+
+    /// What the ratio of two runs is when neither has a capture: nothing less can be told from a ratio.
+    fn noise(&self, figure: impl Fn(&Run) -> f64) -> f64 {
+        figure(&self.after) / figure(&self.before)
+    }
 }
 
 /// A memcached with values of one size, its client, and the captures to put beside it.
@@ -170,6 +175,11 @@ impl Bench {
              request | packets lost |"
         );
         println!("| --- | --- | --- | --- | --- | --- |");
+        println!(
+            "| none, the run after to the one before | {:.3} | {:.3} | - | - | - |",
+            noise(measured, |run| run.rate),
+            noise(measured, |run| run.cost.server)
+        );
         for (capture, measured) in self.captures.iter().zip(measured) {
             println!(
                 "| {} | {:.3} | {:.3} | {:.3} | {} |",
@@ -195,6 +205,11 @@ impl Bench {
              / without |"
         );
         println!("| --- | --- | --- | --- | --- | --- | --- | --- | --- |");
+        println!(
+            "| none, the run after to the one before | {:.3} | {:.3} | - | - | - | - | - | - |",
+            noise(measured, |run| run.cost.server),
+            noise(measured, |run| run.cost.all())
+        );
         for (capture, measured) in self.captures.iter().zip(measured) {
             let both = |figure: &dyn Fn(&Run) -> f64, digits: usize| {
                 let with = spread(measured, |run| figure(&run.with));
@@ -226,6 +241,10 @@ fn spread(measured: &[Sandwich], figure: impl Fn(&Sandwich) -> f64) -> Spread {
 /// Of all runs without a capture that stand beside one.
 fn spread_without(measured: &[Vec<Sandwich>], figure: impl Fn(&Run) -> f64) -> Spread {
     Spread::of(measured.iter().flatten().map(|run| run.without(&figure)))
+}
+
+fn noise(measured: &[Vec<Sandwich>], figure: impl Fn(&Run) -> f64) -> Spread {
+    Spread::of(measured.iter().flatten().map(|run| run.noise(&figure)))
 }
 
 fn rate_without(measured: &[Vec<Sandwich>]) -> Spread {

@@ -10,13 +10,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long a program may take to get ready, or to end.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A program is at rest when it spent no more than so much in each of so many looks of such a length. An idle memtap wakes up some
-/// tens of times a second, for ten microseconds each.
-const LOOK: Duration = Duration::from_millis(50);
+/// A program is at rest when it spent no more than this share of a processor between each of so many looks. An idle memtap wakes up some
+/// tens of times a second, for tens of microseconds each.
+const REST: f64 = 0.04;
 const LOOKS: u32 = 3;
-const REST: Duration = Duration::from_millis(2);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Whether a program of that name is on the search path.
 pub(crate) fn is_installed(program: &str) -> bool {
@@ -60,16 +60,23 @@ impl Running {
     /// Waits until it is ready by the given test, and until it has done what it does at first (memtap populates its tables).
     pub(crate) fn settle(&mut self, is_ready: impl Fn() -> bool) {
         let deadline = Instant::now() + PATIENCE;
-        let (mut spent, mut at_rest) = (self.processor_time(), 0);
+        let (mut looked, mut spent, mut at_rest) = (Instant::now(), self.processor_time(), 0);
         while at_rest < LOOKS {
-            assert!(Instant::now() < deadline, "{} does not get ready: {}", self.name, self.said().errors);
-            thread::sleep(LOOK);
+            thread::sleep(LOOK_EVERY);
             if let Ok(Some(status)) = self.child.try_wait() {
                 panic!("{} ended at once, {status}: {}", self.name, self.said().errors);
             }
-            let now = self.processor_time();
-            at_rest = if now - spent <= REST && is_ready() { at_rest + 1 } else { 0 };
-            spent = now;
+            let (now, time) = (Instant::now(), self.processor_time());
+            let share = time.saturating_sub(spent).as_secs_f64() / (now - looked).as_secs_f64();
+            let is_ready = is_ready();
+            at_rest = if share <= REST && is_ready { at_rest + 1 } else { 0 };
+            (looked, spent) = (now, time);
+            assert!(
+                now < deadline,
+                "{} does not get ready: ready: {is_ready}, spends {share:.3} of a processor: {}",
+                self.name,
+                self.said().errors
+            );
         }
     }
 
