@@ -34,19 +34,14 @@ pub(crate) struct Load {
     next_key: usize,
 }
 
-/// What a load without a pace came to.
-pub(crate) struct Unpaced {
-    pub(crate) requests: u64,
-    pub(crate) elapsed: Duration,
-}
-
-/// What a load at a steady rate came to.
-pub(crate) struct Paced {
-    /// Those that were answered.
+/// What a load came to.
+pub(crate) struct Driven {
+    /// Those that were sent, all of which were answered.
     pub(crate) requests: u64,
     /// Up to the last answer.
     pub(crate) elapsed: Duration,
-    /// From when a request was due, which is before it was sent if we were held up, to when its answer was read; microseconds.
+    /// At a steady rate, and empty without one: from when a request was due, which is before it was sent if we were held up, to when its
+    /// answer was read; microseconds.
     pub(crate) response_micros: Vec<f64>,
 }
 
@@ -89,7 +84,7 @@ impl Load {
     }
 
     /// Asks on every connection and reads every answer, over and over.
-    pub(crate) fn run(&mut self, length: Duration) -> Unpaced {
+    pub(crate) fn run(&mut self, length: Duration) -> Driven {
         let (began, mut requests) = (Instant::now(), 0);
         while began.elapsed() < length {
             for stream in &mut self.streams {
@@ -102,13 +97,13 @@ impl Load {
                 requests += 1;
             }
         }
-        Unpaced { requests, elapsed: began.elapsed() }
+        Driven { requests, elapsed: began.elapsed(), response_micros: Vec::new() }
     }
 
     /// Asks so many times a second, on one connection after the other, whether answers have come or not (an open loop), and sleeps in
-    /// between. Requests are planned for `length`; after twice that time those that could not be sent are given up.
-    pub(crate) fn run_at(&mut self, rate: f64, length: Duration) -> Paced {
-        let planned = (rate * length.as_secs_f64()) as u64;
+    /// between. What could not be sent after twice the planned length is given up. There is one request at least.
+    pub(crate) fn run_at(&mut self, rate: f64, length: Duration) -> Driven {
+        let planned = ((rate * length.as_secs_f64()) as u64).max(1);
         let due = |request: u64| Duration::from_secs_f64(request as f64 / rate);
         let give_up = 2 * length;
         self.set_nonblocking(true);
@@ -149,7 +144,7 @@ impl Load {
             }
         }
         self.set_nonblocking(false);
-        Paced { requests: sent, elapsed, response_micros }
+        Driven { requests: sent, elapsed, response_micros }
     }
 
     fn set_nonblocking(&self, nonblocking: bool) {
