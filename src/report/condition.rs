@@ -258,6 +258,8 @@ fn term(text: &str, figure: &Word, comparison: &Word, limit: &Word) -> Result<Te
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::anomaly::Anomaly;
+    use crate::capture::ladder::Rung;
     use crate::collector::snapshot::{KeyRow, LatencySummary};
     use crate::model::Timestamp;
 
@@ -313,6 +315,20 @@ mod tests {
             ["key_share > 0.4", "requests > 1000", "key_share > 0.3 and requests > 1000", "packets > 0"]
         {
             assert!(!holds(text), "{text}");
+        }
+    }
+
+    /// Half of the bytes are gaps, and a tenth of the packets were dropped.
+    #[test]
+    fn what_the_load_ladder_leaves_out_is_no_loss() {
+        let mut lossy = snapshot();
+        lossy.loss.anomalies.add(Anomaly::GapBytes, 1_000);
+        (lossy.loss.packets, lossy.loss.ring_dropped) = (900, 100);
+        for (rung, condition) in
+            [(Rung::Full, "loss = 50%"), (Rung::Heads, "loss = 10%"), (Rung::Requests, "loss = 10%")]
+        {
+            lossy.health.rung = rung;
+            assert!(condition.parse::<Condition>().unwrap().check(&lossy).is_some(), "{condition}");
         }
     }
 

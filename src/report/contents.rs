@@ -7,6 +7,7 @@ use super::merged::Merged;
 use super::options::{ClientView, Metric, ReportOptions};
 use super::privacy::PrivacyMode;
 use crate::anomaly::Anomaly;
+use crate::capture::ladder::Rung;
 use crate::collector::snapshot::{ClientRow, Counters, KeyRow, ServerRow, Snapshot};
 use crate::model::Endpoint;
 use std::borrow::Cow;
@@ -176,21 +177,17 @@ impl<'a> Contents<'a> {
 /// gap bytes / (payload bytes + gap bytes), of the target, and
 /// (ring + NIC drops) / (packets of the target + these drops).
 /// Drops are of the whole capture, and nobody knows whose they were: laying all of them at this target's door makes the
-/// second figure an upper bound.
+/// second figure an upper bound. Of an interval in which the load ladder kept less than all it is the second figure alone: what the
+/// ladder leaves out are gaps in the responses' streams, and no row is short by them.
 pub(crate) fn loss_share(snapshot: &Snapshot) -> (u64, u64) {
     let counters = &snapshot.totals.counters;
     let gap_bytes = snapshot.loss.anomalies.of(Anomaly::GapBytes);
     let payload = counters.bytes_in.saturating_add(counters.bytes_out);
     let gaps = (gap_bytes, payload.saturating_add(gap_bytes));
-    let drops = drop_share(snapshot);
-    if ratio(drops) > ratio(gaps) { drops } else { gaps }
-}
-
-/// The share of the packets that were dropped, as in [`loss_share`].
-pub(crate) fn drop_share(snapshot: &Snapshot) -> (u64, u64) {
     let loss = &snapshot.loss;
     let dropped = loss.ring_dropped.saturating_add(loss.nic_dropped).saturating_add(loss.worker_lost);
-    (dropped, loss.packets.saturating_add(dropped))
+    let drops = (dropped, loss.packets.saturating_add(dropped));
+    if snapshot.health.rung != Rung::Full || ratio(drops) > ratio(gaps) { drops } else { gaps }
 }
 
 /// A part of a whole; zero when there is no whole.

@@ -1,6 +1,6 @@
 //! Short sentences about what stands out in a snapshot. To add one: a function here, and its line in [`RULES`].
 
-use super::contents::{Contents, drop_share, loss_share, ratio};
+use super::contents::{Contents, loss_share, ratio};
 use super::escape::{escape, shorten};
 use super::privacy::PrivacyMode;
 use super::units;
@@ -127,11 +127,7 @@ fn one_direction(contents: &Contents<'_>, findings: &mut Vec<Finding>) {
 }
 
 fn capture_loss(contents: &Contents<'_>, findings: &mut Vec<Finding>) {
-    let (lost, whole) = match contents.snapshot.health.rung {
-        Rung::Full => loss_share(contents.snapshot),
-        // What the load ladder leaves out are holes in the responses' streams, of which its own finding tells. No row is short by them.
-        Rung::Heads | Rung::Requests => drop_share(contents.snapshot),
-    };
+    let (lost, whole) = loss_share(contents.snapshot);
     if ratio((lost, whole)) > LOSS_SHARE_MAX {
         let advice = match contents.snapshot.loss.ring_dropped {
             0 => "rows may be short by as much",
