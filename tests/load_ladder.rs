@@ -170,6 +170,8 @@ struct Bench {
     pooled: Connection,
     /// The port of the newest connection.
     client_port: u16,
+    /// The times from which on packets were lost, and how long that was.
+    losses: Vec<[Timestamp; 2]>,
 }
 
 impl Bench {
@@ -182,7 +184,7 @@ impl Bench {
         let memtap = Memtap::start(pair, &[&arguments[..], &ladder].concat());
         let client_port = 40_000;
         let pooled = Connection::open(&mut wire, client_port);
-        Bench { wire, memtap, reports, pooled, client_port }
+        Bench { wire, memtap, reports, pooled, client_port, losses: Vec::new() }
     }
 
     fn connect(&mut self) -> Connection {
@@ -214,6 +216,7 @@ impl Bench {
 
     /// Stops memtap, overflows its ring, and lets it go on.
     fn lose(&mut self) {
+        let began = Timestamp::now();
         self.memtap.process.interrupt("-STOP");
         let deadline = Instant::now() + PATIENCE;
         while !is_stopped(self.memtap.process.0.id()) {
@@ -224,6 +227,7 @@ impl Bench {
         self.client_port += 1;
         // Without a handshake: should memtap have stepped already and not said so yet, all of this passes none the less.
         Connection::new(self.client_port).burst(&mut self.wire);
+        self.losses.push([began, Timestamp::now()]);
         thread::sleep(STOPPED.saturating_sub(stopped.elapsed()));
         self.memtap.process.interrupt("-CONT");
     }
@@ -377,6 +381,22 @@ fn check_climb(reports: &[Value], name: &str, asked: i64) {
     }
 }
 
+/// What was dropped stands in the report of its time, though memtap learnt of it after that was over.
+fn check_times_of_loss(reports: &[Value], losses: &[[Timestamp; 2]]) {
+    let mut dropped_in = vec![0; losses.len()];
+    for (index, report) in reports.iter().enumerate() {
+        // The first one also tells what was dropped between the opening of the ring and its own start.
+        let start = if index == 0 { Timestamp::MIN } else { moment(report, "start") };
+        let end = moment(report, "end");
+        let dropped = figure(report, &["loss", "ring_dropped"]);
+        let met: Vec<usize> =
+            (0..losses.len()).filter(|&loss| start < losses[loss][1] && losses[loss][0] < end).collect();
+        assert!(!met.is_empty() || dropped == 0, "{start} to {end}: {dropped} dropped when nothing was lost");
+        met.into_iter().for_each(|loss| dropped_in[loss] += dropped);
+    }
+    assert!(dropped_in.iter().all(|&dropped| dropped > 0), "of {losses:?} these were told: {dropped_in:?}");
+}
+
 /// Packets read and packets dropped are those that were sent, and wherever some were dropped it is told in words.
 fn check_balance(reports: &[Value], passing: i64) {
     let sum = |field: &str| reports.iter().map(|report| figure(report, &["loss", field])).sum::<i64>();
@@ -419,7 +439,7 @@ fn auto_steps_down_while_the_ring_loses_packets_and_up_when_it_is_over() {
     climbing.close(&mut bench.wire);
     bench.wait_until_quiet();
 
-    let Bench { wire, memtap, reports, .. } = bench;
+    let Bench { wire, memtap, reports, losses, .. } = bench;
     let (status, _) = memtap.stop();
     assert!(status.success(), "{status}");
     let reports = read_reports(&reports);
@@ -447,5 +467,6 @@ fn auto_steps_down_while_the_ring_loses_packets_and_up_when_it_is_over() {
     details.dedup();
     assert_eq!(details, ["full", "heads", "requests", "heads", "full"], "one rung at a time");
 
+    check_times_of_loss(&reports, &losses);
     check_balance(&reports, wire.passing);
 }

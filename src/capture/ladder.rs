@@ -90,6 +90,16 @@ pub struct RingLook {
     pub blocks: u32,
 }
 
+impl RingLook {
+    /// Adds what was seen after it.
+    pub fn add(&mut self, later: RingLook) {
+        self.packets += later.packets;
+        self.packets_dropped += later.packets_dropped;
+        self.blocks_waiting_max = self.blocks_waiting_max.max(later.blocks_waiting_max);
+        self.blocks = later.blocks;
+    }
+}
+
 /// Where one worker stands.
 #[derive(Clone, Debug)]
 pub struct Ladder {

@@ -87,6 +87,8 @@ pub(super) struct Capture {
     requests: Requests,
     book: Book,
     looked: Instant,
+    /// When the kernel's counters were last read.
+    counted: Timestamp,
     /// The traffic that is wanted since the targets changed.
     wanted: Option<FilterSpec>,
     retiring: Option<Retiring>,
@@ -105,8 +107,10 @@ struct Tap {
     ladder: Ladder,
     /// State that the operator was last told of.
     told: RingState,
-    /// Totals at the last look, to tell what is new.
+    /// The totals when they were last read, to tell what is new.
     seen: RingStatistics,
+    /// What came to them since the ladder's last look.
+    since_look: RingLook,
     nic_seen: Option<u64>,
 }
 
@@ -162,6 +166,7 @@ impl Capture {
             requests,
             book,
             looked: Instant::now(),
+            counted: Timestamp::ZERO,
             wanted: None,
             retiring: None,
             in_block: None,
@@ -197,6 +202,7 @@ impl Capture {
     fn turn(&mut self) -> Result<(), Failure> {
         self.take_arrivals();
         let is_busy = self.mind_orders();
+        self.count_before_close();
         let reading = self.read();
         if self.looked.elapsed() >= LOOK_EVERY {
             self.look();
@@ -333,9 +339,38 @@ impl Capture {
         }
     }
 
-    /// Reads the kernel's counters, and keeps less or more of the traffic by them.
+    /// What is due each second: keeps less or more of the traffic by the kernel's counters.
     fn look(&mut self) {
         self.looked = Instant::now();
+        self.count();
+        if self.load_ladder != LoadLadder::Auto {
+            return;
+        }
+        for (ring, tap) in self.rings.iter_mut().zip(&mut self.taps) {
+            let rung = tap.ladder.rung();
+            if let Some(next) = tap.ladder.look(std::mem::take(&mut tap.since_look))
+                && let Err(error) = step(ring, tap, next)
+            {
+                tracing::warn!("{}: load ladder: still keeping {}: {error}", tap.interface.name, rung.name());
+                tap.ladder.stay(rung);
+            }
+        }
+        let rung = self.taps.iter().map(|tap| tap.ladder.rung()).max().unwrap_or_default();
+        self.book.note_rung(rung, now());
+    }
+
+    /// What the kernel dropped until an interval ended belongs to that interval: so it is counted before a packet from after the end closes
+    /// it.
+    fn count_before_close(&mut self) {
+        let end = self.worker.interval_end();
+        if self.counted < end && now() >= end {
+            self.count();
+        }
+    }
+
+    /// Adds what the kernel counted since the last time to the figures of the open interval.
+    fn count(&mut self) {
+        self.counted = now();
         let health = &mut self.book.figures.health;
         for (ring, tap) in self.rings.iter_mut().zip(&mut self.taps) {
             let Ok(statistics) = ring.statistics() else { continue };
@@ -346,30 +381,18 @@ impl Capture {
                 (health.ring_blocks_peak, health.ring_blocks) =
                     (statistics.blocks_waiting_max, statistics.blocks_total);
             }
-            let look = RingLook {
+            tap.since_look.add(RingLook {
                 packets: statistics.packets - tap.seen.packets,
                 packets_dropped: dropped,
                 blocks_waiting_max: statistics.blocks_waiting_max,
                 blocks: statistics.blocks_total,
-            };
+            });
             tap.seen = statistics;
-            let rung = tap.ladder.rung();
-            if self.load_ladder == LoadLadder::Auto
-                && let Some(next) = tap.ladder.look(look)
-                && let Err(error) = step(ring, tap, next)
-            {
-                tracing::warn!("{}: load ladder: still keeping {}: {error}", tap.interface.name, rung.name());
-                tap.ladder.stay(rung);
-            }
             let nic_drops = nic_drops(&tap.interface);
             if let (Some(now), Some(before)) = (nic_drops, tap.nic_seen) {
                 self.book.figures.nic_dropped += now.saturating_sub(before);
             }
             tap.nic_seen = nic_drops.or(tap.nic_seen);
-        }
-        if self.load_ladder == LoadLadder::Auto {
-            let rung = self.taps.iter().map(|tap| tap.ladder.rung()).max().unwrap_or_default();
-            self.book.note_rung(rung, now());
         }
     }
 
@@ -382,8 +405,9 @@ impl Capture {
                 wanted: ring.filter().clone(),
                 ladder: Ladder::default(),
                 told: ring.state(),
-                // Packets may have come, and been dropped, since it was opened: the next look counts them.
+                // Packets may have come, and been dropped, since it was opened: those are counted next.
                 seen: ring.statistics_before(),
+                since_look: RingLook::default(),
                 nic_seen: nic_drops(&interface),
                 interface,
             };

@@ -102,6 +102,11 @@ impl Worker {
         self.pipeline.take_over_counts(failed);
     }
 
+    /// When the open interval ends, as far as that is known.
+    pub(super) fn interval_end(&self) -> Timestamp {
+        self.clock.end()
+    }
+
     /// Takes one packet in. `figures` is asked for what the capture itself saw when an interval ends before this packet, and told when
     /// that was.
     #[inline]
