@@ -189,14 +189,15 @@ impl Listener {
         }
     }
 
-    fn serve_client(&self, client: UnixStream, requests: &Requests) {
-        if let Err(error) = self.converse(client, requests) {
+    fn serve_client(&self, mut client: UnixStream, requests: &Requests) {
+        if let Err(error) = self.converse(&mut client, requests) {
             tracing::debug!("control client: {error}");
         }
+        // Before it is closed: whoever hears of that finds a place free.
         self.clients.fetch_sub(1, Ordering::Relaxed);
     }
 
-    fn converse(&self, mut client: UnixStream, requests: &Requests) -> io::Result<()> {
+    fn converse(&self, client: &mut UnixStream, requests: &Requests) -> io::Result<()> {
         client.set_read_timeout(Some(LOOK_EVERY))?;
         client.set_write_timeout(Some(WRITE_MAX))?;
         let privacy = locked(&self.shared.privacy).unwrap_or(PrivacyMode::Full);
@@ -210,7 +211,7 @@ impl Listener {
         while !requests.must_stop() && heard.elapsed() < IDLE_MAX {
             let Some(line) = lines.next()? else { continue };
             let answer = match wire::decode(&line) {
-                Ok(Request::Watch) => return self.feed(&mut client),
+                Ok(Request::Watch) => return self.feed(client),
                 Ok(Request::Targets) => Answer::Targets { targets: locked(&self.shared.targets).clone() },
                 Ok(Request::AddTarget(target)) => self.change(target.read().map(Wish::Add), requests),
                 Ok(Request::RemoveTarget { name }) => self.change(Ok(Wish::Remove(name)), requests),
