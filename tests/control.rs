@@ -202,23 +202,22 @@ fn a_screen_attaches_to_a_daemon_that_has_given_up_its_privileges() {
     let command = format!("MEMTAP_CONTROL_SOCKET={socket} {program} top; echo ENDED=$?");
     let tmux = Tmux::start(120, 40, &["sh"]);
     tmux.keys(&[&command, "Enter"]);
-    let screen = tmux.wait_for(PATIENCE, |screen| screen.contains("attached") && screen.contains("HOT KEYS"));
+    // On a busy machine the load may leave a second out.
+    let has_keys = |screen: &str| screen.contains("attached") && !first_words(screen, "HOT KEYS").is_empty();
+    let screen = tmux.wait_for(PATIENCE, has_keys);
     assert!(screen.contains("privacy hash"), "{screen}");
     let keys = first_words(&screen, "HOT KEYS");
     assert!(keys[0].starts_with('#') && keys[0].len() == 17, "{screen}");
-    tmux.keys(&["Enter"]);
-    let screen = tmux.wait_for(PATIENCE, |screen| screen.contains("CLIENTS OF KEY"));
-    assert_eq!(
-        first_words(&screen, "CLIENTS OF KEY")[0],
-        CLIENT,
-        "the planted client, over the socket: {screen}"
-    );
+    tmux.open("CLIENTS OF KEY", PATIENCE);
+    // The planted client, over the socket; in the first interval, which is short, another may be ahead of it.
+    tmux.wait_for(PATIENCE, |screen| {
+        first_words(screen, "CLIENTS OF KEY").first().is_some_and(|client| client == CLIENT)
+    });
 
     // No capture of its own is needed for a second one.
     let second = Tmux::start(80, 24, &["sh"]);
     second.keys(&[&command, "Enter"]);
-    let screen =
-        second.wait_for(PATIENCE, |screen| screen.contains("attached") && screen.contains("HOT KEYS"));
+    let screen = second.wait_for(PATIENCE, has_keys);
     assert!(first_words(&screen, "HOT KEYS")[0].starts_with('#'), "{screen}");
     second.keys(&["q"]);
     second.wait_for(PATIENCE, |screen| screen.contains("ENDED=0"));

@@ -332,11 +332,9 @@ fn the_planted_key_and_client_are_found_live() {
         first_words(screen, "HOT KEYS").first().is_some_and(|key| key == hottest)
     });
 
-    tmux.keys(&["Enter"]);
-    let screen = tmux.wait_for(PATIENCE, |screen| screen.contains("CLIENTS OF KEY"));
+    let screen = tmux.open("CLIENTS OF KEY", PATIENCE);
     assert_eq!(first_words(&screen, "CLIENTS OF KEY")[0], CLIENT, "{screen}");
-    tmux.keys(&["Enter"]);
-    let screen = tmux.wait_for(PATIENCE, |screen| screen.contains("KEYS OF CLIENT"));
+    let screen = tmux.open("KEYS OF CLIENT", PATIENCE);
     assert_eq!(first_words(&screen, "KEYS OF CLIENT")[0], hottest, "{screen}");
     tmux.keys(&["1", "Space"]);
     let frozen = tmux.wait_for(PATIENCE, |screen| screen.contains("FROZEN") && screen.contains("HOT KEYS"));

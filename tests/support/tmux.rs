@@ -50,6 +50,23 @@ impl Tmux {
         }
     }
 
+    /// Opens what is under the cursor, and waits for rows below this title. On a busy machine a second may be without rows: then there is
+    /// nothing to open, nor to see.
+    pub(crate) fn open(&self, title: &str, patience: Duration) -> String {
+        // Long enough that a key which did open something is not pressed again: that would open the next thing.
+        const HEED_MAX: Duration = Duration::from_secs(5);
+        let (deadline, mut pressed) = (Instant::now() + patience, None);
+        while !self.screen().contains(title) {
+            assert!(Instant::now() < deadline, "{title} is not opened:\n{}", self.screen());
+            if pressed.is_none_or(|at: Instant| at.elapsed() > HEED_MAX) {
+                self.keys(&["Enter"]);
+                pressed = Some(Instant::now());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        self.wait_for(patience, |screen| !first_words(screen, title).is_empty())
+    }
+
     fn run(&self, arguments: &[&str]) -> String {
         let output = Command::new("tmux")
             .arg("-S")
