@@ -223,7 +223,7 @@ fn a_screen_attaches_to_a_daemon_that_has_given_up_its_privileges() {
     second.wait_for(PATIENCE, |screen| screen.contains("ENDED=0"));
 
     assert!(daemon.interrupt().success());
-    tmux.wait_for(PATIENCE, |screen| screen.contains("feeds this screen no longer"));
+    tmux.wait_for(PATIENCE, |screen| screen.contains("NO LONGER FED"));
     tmux.keys(&["q"]);
     tmux.wait_for(PATIENCE, |screen| screen.contains("ENDED=0"));
 }

@@ -51,8 +51,10 @@ const INTERVALS_WAITING: usize = 2;
 /// How often somebody who waits looks whether it is over.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// A client that takes nothing for so long is let go.
-const WRITE_MAX: Duration = Duration::from_secs(2);
+/// A client that takes nothing for so long is let go: it may be on a machine that is busier than its operator likes. At the end of the
+/// capture nobody waits that long for it.
+const WRITE_MAX: Duration = Duration::from_secs(10);
+const WRITE_MAX_AT_END: Duration = Duration::from_secs(2);
 
 /// So is one that asks nothing.
 const IDLE_MAX: Duration = Duration::from_secs(60);
@@ -199,25 +201,26 @@ impl Listener {
 
     fn converse(&self, client: &mut UnixStream, requests: &Requests) -> io::Result<()> {
         client.set_read_timeout(Some(LOOK_EVERY))?;
-        client.set_write_timeout(Some(WRITE_MAX))?;
+        client.set_write_timeout(Some(LOOK_EVERY))?;
         let privacy = locked(&self.shared.privacy).unwrap_or(PrivacyMode::Full);
-        client.write_all(&wire::encode(Answer::Hello {
+        let hello = Answer::Hello {
             program: env!("CARGO_PKG_VERSION").to_string(),
             host: self.host.clone(),
             privacy: privacy.name().to_string(),
-        }))?;
+        };
+        send(client, &wire::encode(hello), requests)?;
         let mut lines = Lines::new(client.try_clone()?, REQUEST_BYTES_MAX);
         let mut heard = Instant::now();
         while !requests.must_stop() && heard.elapsed() < IDLE_MAX {
             let Some(line) = lines.next()? else { continue };
             let answer = match wire::decode(&line) {
-                Ok(Request::Watch) => return self.feed(client),
+                Ok(Request::Watch) => return self.feed(client, requests),
                 Ok(Request::Targets) => Answer::Targets { targets: locked(&self.shared.targets).clone() },
                 Ok(Request::AddTarget(target)) => self.change(target.read().map(Wish::Add), requests),
                 Ok(Request::RemoveTarget { name }) => self.change(Ok(Wish::Remove(name)), requests),
                 Err(text) => Answer::Error { text },
             };
-            client.write_all(&wire::encode(answer))?;
+            send(client, &wire::encode(answer), requests)?;
             heard = Instant::now();
         }
         Ok(())
@@ -244,7 +247,7 @@ impl Listener {
     }
 
     /// Sends every interval to a client that asks nothing more.
-    fn feed(&self, client: &mut UnixStream) -> io::Result<()> {
+    fn feed(&self, client: &mut UnixStream, requests: &Requests) -> io::Result<()> {
         let (sender, lines) = crossbeam_channel::bounded(INTERVALS_WAITING);
         let skipped = Arc::new(AtomicU64::new(0));
         let newest = {
@@ -255,15 +258,15 @@ impl Listener {
             watchers.newest.clone()
         };
         if let Some(frame) = newest {
-            client.write_all(&wire::encode(wire::interval(&frame)))?;
+            send(client, &wire::encode(wire::interval(&frame)), requests)?;
         }
         // Ends when the reporter drops its end.
         for line in lines {
             let intervals = skipped.swap(0, Ordering::Relaxed);
             if intervals > 0 {
-                client.write_all(&wire::encode(Answer::Skipped { intervals }))?;
+                send(client, &wire::encode(Answer::Skipped { intervals }), requests)?;
             }
-            client.write_all(&line)?;
+            send(client, &line, requests)?;
         }
         Ok(())
     }
@@ -284,6 +287,26 @@ impl Board {
         *locked(&self.0.targets) =
             entries.iter().map(|entry| target_wire(entry, entry.state.name())).collect();
     }
+}
+
+/// Writes all of it to a client whose write timeout is short, unless the client takes nothing for too long.
+fn send(client: &mut UnixStream, mut bytes: &[u8], requests: &Requests) -> io::Result<()> {
+    let mut taken = Instant::now();
+    while !bytes.is_empty() {
+        match client.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(length) => (bytes, taken) = (&bytes[length..], Instant::now()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let most = if requests.must_stop() { WRITE_MAX_AT_END } else { WRITE_MAX };
+                if taken.elapsed() > most {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// A target as clients are told of it.

@@ -198,6 +198,9 @@ impl Screen<'_> {
                     some = true;
                 }
                 Err(TryRecvError::Disconnected) if self.state.source() == Source::Capture => return None,
+                Err(TryRecvError::Disconnected) if self.state.source() == Source::Attached => {
+                    return Some(self.state.end() || some);
+                }
                 Err(_) => return Some(some),
             }
         }

@@ -160,6 +160,8 @@ struct Held {
 pub struct State {
     options: ReportOptions,
     source: Source,
+    /// The one that it is attached to feeds it no longer.
+    has_ended: bool,
     /// How keys are shown; where intervals come from a daemon, it has seen to that.
     privacy: PrivacyMode,
     history: History,
@@ -185,6 +187,7 @@ impl State {
             privacy: options.privacy.mode(),
             options,
             source,
+            has_ended: false,
             history: History::new(over),
             held: None,
             view: View::Keys,
@@ -541,6 +544,11 @@ impl State {
         self.keep_in_sight();
     }
 
+    /// Nothing more comes from there, which is said as long as it is so. True: it was not known before.
+    pub fn end(&mut self) -> bool {
+        !std::mem::replace(&mut self.has_ended, true)
+    }
+
     /// Where intervals come from.
     pub fn source(&self) -> Source {
         self.source
@@ -594,6 +602,7 @@ impl State {
     /// How the figures stand to the present, their window, and how keys are shown.
     pub fn standing(&self) -> Vec<String> {
         let mut standing = vec![match &self.held {
+            None if self.has_ended => "NO LONGER FED".to_string(),
             None => self.source.name().to_string(),
             Some(Held { back: 0, .. }) => "FROZEN".to_string(),
             Some(Held { back, .. }) => format!("FROZEN, {back} newer"),

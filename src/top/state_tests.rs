@@ -141,6 +141,16 @@ fn one_goes_deeper_from_a_key_to_its_clients_and_from_a_client_to_its_keys() {
     assert_eq!(*state.view(), View::KeysOfClient(client(1, 0)));
 }
 
+/// The message of its end is gone with the next key press; old figures must not look like new ones then.
+#[test]
+fn a_screen_that_is_fed_no_longer_says_so_for_good() {
+    let mut state = state();
+    state.take(frame(1, &[("old", 1)]));
+    assert!(state.end() && !state.end());
+    press(&mut state, &[Input::Freeze, Input::Freeze, Input::Enter]);
+    assert_eq!((state.message(), &state.standing()[0][..]), (None, "NO LONGER FED"));
+}
+
 #[test]
 fn freezing_holds_the_interval_and_steps_lead_through_the_others() {
     let mut state = state();
