@@ -138,8 +138,18 @@ fn the_socket_is_its_owners_and_answers_in_version_1() {
     assert_eq!(talk.hear().expect("it still answers")["type"], "targets");
 
     // Sixteen at a time.
-    let mut others: Vec<Conversation> = (0..15).map(|_| daemon.connect()).collect();
-    assert!(others.iter_mut().all(|other| other.hear().is_some_and(|hello| hello["type"] == "hello")));
+    let deadline = Instant::now() + PATIENCE;
+    let mut others: Vec<Conversation> = Vec::new();
+    while others.len() < 15 {
+        let mut other = daemon.connect();
+        if other.hear().is_some_and(|hello| hello["type"] == "hello") {
+            others.push(other);
+            continue;
+        }
+        // Whoever saw whether somebody listens has gone, but memtap may not have had the time to notice.
+        assert!(Instant::now() < deadline, "{} of 15 are let in", others.len());
+        std::thread::sleep(Duration::from_millis(20));
+    }
     let refused = daemon.connect().hear().expect("it says why");
     assert!(refused["text"].as_str().is_some_and(|text| text.contains("16 clients")), "{refused}");
 
