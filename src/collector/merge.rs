@@ -423,8 +423,11 @@ fn top_keys_of_sockets(pairs: &[SocketPair], keys: &Joined, sockets: &Joined) ->
 /// requests, and is asked for what the keys' own table knows.
 fn top_keys_of_servers(pairs: &[SocketPair], keys: &Joined, servers: &Joined) -> TopKeys {
     if servers.rows.len() == 1 && servers.complete && servers.bound == 0 {
-        let counts = keys.rows.iter().zip(0..).map(|(key, at)| (0, at, key.certain()));
-        return hottest(counts.filter(|&(.., requests)| requests > 0), keys, servers);
+        let mut top = None;
+        for (key, at) in keys.rows.iter().zip(0..).filter(|(key, _)| key.certain() > 0) {
+            raise(&mut top, at, key.certain(), keys);
+        }
+        return vec![top];
     }
     let at: HashMap<Endpoint, u32, FixedState> =
         servers.rows.iter().zip(0..).map(|(row, at)| (decode(&row.key), at)).collect();

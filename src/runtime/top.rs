@@ -187,8 +187,7 @@ impl Screen<'_> {
         }
     }
 
-    /// Whether there were any. Nothing: an own capture has ended, and so has the screen; elsewhere what was
-    /// shown stays.
+    /// Whether there is anything new to show. Nothing: an own capture has ended, and so has the screen; elsewhere what was shown stays.
     fn take_frames(&mut self) -> Option<bool> {
         let mut some = false;
         loop {
