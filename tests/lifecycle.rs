@@ -13,7 +13,7 @@ use serde_json::Value;
 use session::{Memcached, Memtap, PATIENCE, command, load, only_line};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 use support::figure;
@@ -237,6 +237,28 @@ fn the_load_ladder_keeps_what_it_is_told_to() {
     }
     assert_eq!(gets(&report), after["cmd_get"] - before["cmd_get"]);
     assert_eq!(report["capture"]["detail"], "heads");
+}
+
+/// A server that is replaced by one elsewhere while only requests are kept, and whose host goes on as a client of the new one.
+#[test]
+fn requests_to_a_server_that_has_moved_are_seen() {
+    let pair = Pair::new();
+    let server = format!("{SERVER}:11211");
+    let memtap = start(&pair, &["-i", "veth0", "--load-ladder", "requests", "-t", &server]);
+    let ask = |from: &str| {
+        let asks = UdpSocket::bind((from, 0)).expect("an address of this host");
+        asks.send_to(b"\0\x01\0\0\0\x01\0\0get moved\r\n", (SERVER, 11211)).expect("it is sent");
+    };
+    pair.client.run(|| ask(CLIENT));
+    pair.server.ip("addr add 10.99.0.7/24 dev veth0");
+    pair.server.ip(&format!("addr del {SERVER}/24 dev veth0"));
+    pair.server.ip("addr replace 10.99.0.7/24 dev veth0");
+    pair.client.ip(&format!("addr add {SERVER}/24 dev veth0"));
+    memtap.wait_for("servers that were here");
+    pair.server.run(|| ask("10.99.0.7"));
+    settle();
+    let report = finish(memtap);
+    assert_eq!(gets(&report), 2, "{report}");
 }
 
 /// Fields of `/proc/PID/task/TID/status`, of every thread.

@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 
 use afpacket::sync::RawPacketStream;
 use memtap::capture::LinkType;
-use memtap::capture::filter::{FilterForm, FilterLink, FilterSpec, OutgoingPolicy, SNAPLEN_FULL};
+use memtap::capture::filter::{
+    FilterForm, FilterLink, FilterSpec, OutgoingPolicy, SNAPLEN_FULL, SNAPLEN_NONE,
+};
 use memtap::capture::interface::{self, Interface, InterfaceKind, InterfaceRequest, Route};
 use memtap::capture::ring::{self, BLOCK_BYTES_MIN, Ring, RingError, RingOptions, RingShape, RingState};
 use memtap::capture::socket::{self, PacketSocket};
@@ -249,6 +251,38 @@ fn lo_delivers_each_packet_once() {
     // Before Linux 6.15 the packets of other namespaces would be here too.
     assert!(of_lo >= 200, "{of_lo}");
     assert!(seen.iter().all(|seen| !seen.outgoing || seen.interface_index != 1));
+}
+
+/// The kernel makes no copies of what this host sends while no response is wanted, and makes them again when one is; a host that is
+/// a client as well keeps its own requests.
+#[test]
+fn copies_of_what_this_host_sends_come_and_go_with_the_wish_for_responses() {
+    let pair = Pair::new();
+    let server = pair.server.run(|| UdpSocket::bind((SERVER, PORT)).unwrap());
+    let client = pair.client.run(|| UdpSocket::bind((CLIENT, 0)).unwrap());
+    let away = pair.client.run(|| UdpSocket::bind((CLIENT, PORT)).unwrap());
+    let exchange = || {
+        for number in 0..10u32 {
+            client.send_to(&number.to_be_bytes(), (SERVER, PORT)).unwrap();
+            let (_, asker) = server.recv_from(&mut [0; 4]).unwrap();
+            server.send_to(&number.to_be_bytes(), asker).unwrap();
+        }
+        // From the server's port as well: by its ports alone it is a request and a response.
+        server.send_to(b"asks", away.local_addr().unwrap()).unwrap();
+    };
+    let full = FilterSpec { servers_are_own: true, ..spec() };
+    let requests = FilterSpec { response_snaplen: SNAPLEN_NONE, ..full.clone() };
+    let as_a_client = FilterSpec { servers_are_own: false, ..requests.clone() };
+    let mut rings = [open(&pair.server, "veth0", full.clone())];
+    for (filter, incoming, outgoing) in
+        [(&full, 10, 11), (&requests, 10, 0), (&full, 10, 11), (&as_a_client, 10, 1), (&requests, 10, 0)]
+    {
+        rings[0].set_filter(filter).unwrap();
+        exchange();
+        let seen = collect(&mut rings, incoming + outgoing);
+        let sent = seen.iter().filter(|seen| seen.outgoing).count();
+        assert_eq!((seen.len() - sent, sent), (incoming, outgoing), "{filter:?}");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The captures that are put beside a memcached: how each is started on the server's interface, and what it says that it saw.
 
 use crate::counted;
-use crate::netns::Pair;
+use crate::netns::{Pair, SERVER};
 use crate::programs::{Running, Said, is_installed};
 use crate::support::{text_argument, wrong_usage};
 use std::fs;
@@ -92,7 +92,7 @@ impl Capture {
             }
             Program::Memtap => {
                 let mut command = pair.server.command(env!("CARGO_BIN_EXE_memtap"));
-                command.args(["run", "-i", "veth0", "-o", "jsonl", "-q"]);
+                command.args(["run", "-i", "veth0", "-t", SERVER, "-o", "jsonl", "-q"]);
                 // Another memtap of this machine may have the usual place.
                 command.env("MEMTAP_CONTROL_SOCKET", "off");
                 command

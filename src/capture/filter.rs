@@ -96,8 +96,10 @@ pub struct FilterSpec {
     /// Bytes to keep of a packet from a server; at least [`SNAPLEN_MIN`], or [`SNAPLEN_NONE`] to refuse it. IP fragments after the first tell no port and keep
     /// the greater of the two.
     pub response_snaplen: u32,
-    /// Which of the copies that this host sends to refuse.
+    /// Which of the copies that this host sends to refuse whatever they are; see [`FilterSpec::outgoing_in_force`].
     pub outgoing: OutgoingPolicy,
+    /// All servers are this host's own: what it sends are responses, and all its requests come in.
+    pub servers_are_own: bool,
     /// How the packets of the interface begin.
     pub link: FilterLink,
     /// Whether to accept packets that carry others within, as mirror ports deliver them: GRE, IP in IP, VXLAN, Geneve, MPLS.
@@ -116,8 +118,18 @@ impl FilterSpec {
             request_snaplen: SNAPLEN_FULL,
             response_snaplen: SNAPLEN_FULL,
             outgoing: OutgoingPolicy::Keep,
+            servers_are_own: false,
             link: FilterLink::Ethernet,
             tunnels: false,
+        }
+    }
+
+    /// Which of the copies that this host sends to refuse: all of them as well when they are responses and no response is wanted.
+    pub fn outgoing_in_force(&self) -> OutgoingPolicy {
+        if self.response_snaplen == SNAPLEN_NONE && self.servers_are_own {
+            OutgoingPolicy::Refuse
+        } else {
+            self.outgoing
         }
     }
 
@@ -259,7 +271,7 @@ impl Generator {
             request_snaplen: spec.request_snaplen.max(SNAPLEN_MIN),
             response_snaplen: at_least_headers(spec.response_snaplen),
         };
-        generator.emit_outgoing(spec.outgoing);
+        generator.emit_outgoing(spec.outgoing_in_force());
         generator.emit_link(spec.link);
         generator
     }

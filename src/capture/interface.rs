@@ -233,6 +233,15 @@ pub fn nic_packets_dropped(interface_index: u32) -> Result<Option<u64>, Interfac
     }
 }
 
+/// Whether each of these addresses (with the lengths of their prefixes) is one host's that one of the interfaces holds. `targets` as
+/// in [`choose`].
+pub fn are_own(targets: &[(IpAddr, u8)], interfaces: &[Interface]) -> bool {
+    let held =
+        |ip: IpAddr| interfaces.iter().flat_map(|interface| &interface.addresses).any(|own| own.ip == ip);
+    let is_host = |ip: IpAddr, prefix: u8| prefix == if ip.is_ipv4() { 32 } else { 128 };
+    !targets.is_empty() && targets.iter().all(|&(ip, prefix)| is_host(ip, prefix) && held(ip))
+}
+
 /// One entry of the operator's list of interfaces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum InterfaceRequest {
@@ -498,6 +507,15 @@ mod tests {
         let expected = Ok("lo, eth0, bond0, docker0".to_owned());
         assert_eq!(chosen(&["auto"], &[], &host()), expected);
         assert_eq!(chosen(&["auto"], &["0.0.0.0/0"], &host()), expected);
+    }
+
+    #[test]
+    fn own_addresses_are_single_ones_that_an_interface_holds() {
+        let (held, other) = (IpAddr::from([10, 1, 0, 5]), IpAddr::from([10, 1, 0, 6]));
+        assert!(are_own(&[(held, 32), (IpAddr::from([127, 0, 0, 1]), 32)], &host()));
+        assert!(!are_own(&[(held, 32), (other, 32)], &host()));
+        assert!(!are_own(&[(held, 31)], &host()), "the other address of the network is not");
+        assert!(!are_own(&[], &host()), "any server");
     }
 
     #[test]

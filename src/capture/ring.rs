@@ -240,6 +240,8 @@ pub struct Ring {
     interface_index: u32,
     promiscuous: bool,
     in_group: bool,
+    /// The kernel was told to make no copies of what this host sends.
+    ignores_outgoing: bool,
     state: RingState,
     filter: FilterSpec,
     form: FilterForm,
@@ -259,14 +261,6 @@ impl Ring {
     /// Opens a ring on a socket that was opened before, when there was still the privilege to do so.
     pub fn open_on(socket: PacketSocket, options: &RingOptions) -> Result<Ring, RingError> {
         let mut ring = Ring::prepare(socket, options)?;
-        // In a group the kernel would ignore this; alone it saves the copy and the filter's run.
-        if options.filter.outgoing == OutgoingPolicy::Refuse {
-            match ring.socket.ignore_outgoing() {
-                // Before Linux 4.20 there is no such option; the filter refuses these packets as well.
-                Err(error) if error.errno() == Some(libc::ENOPROTOOPT) => {}
-                answered => answered?,
-            }
-        }
         ring.set_filter(&options.filter)?;
         ring.bind(options.interface_index)?;
         ring.discard_statistics()?;
@@ -322,6 +316,7 @@ impl Ring {
             interface_index: options.interface_index,
             promiscuous: options.promiscuous,
             in_group: false,
+            ignores_outgoing: false,
             state: RingState::Running,
             filter: options.filter.clone(),
             form: FilterForm::AddressesAndPorts,
@@ -365,6 +360,7 @@ impl Ring {
                 Ok(()) => {
                     self.filter = filter.clone();
                     self.form = form;
+                    self.ignore_outgoing()?;
                     return Ok(form);
                 }
                 Err(error) if error.errno() == Some(libc::ENOMEM) => {}
@@ -372,6 +368,22 @@ impl Ring {
             }
         }
         Err(RingError::FilterRefused)
+    }
+
+    /// What the filter refuses of this host's own packets need not be copied for it, which is work of whoever sends them. In a group the
+    /// kernel would ignore this.
+    fn ignore_outgoing(&mut self) -> Result<(), RingError> {
+        let ignored = self.filter.outgoing_in_force() == OutgoingPolicy::Refuse;
+        if self.in_group || ignored == self.ignores_outgoing {
+            return Ok(());
+        }
+        match self.socket.ignore_outgoing(ignored) {
+            // Before Linux 4.20 there is no such option.
+            Err(error) if error.errno() == Some(libc::ENOPROTOOPT) => return Ok(()),
+            answered => answered?,
+        }
+        self.ignores_outgoing = ignored;
+        Ok(())
     }
 
     /// The wanted traffic, as it was last set.

@@ -149,9 +149,10 @@ impl PacketSocket {
         self.set(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program, "setsockopt(SO_ATTACH_FILTER)")
     }
 
-    /// No copies of what this host sends. Without effect in a fanout group.
-    pub fn ignore_outgoing(&self) -> Result<(), SocketError> {
-        self.set(libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &1, "setsockopt(PACKET_IGNORE_OUTGOING)")
+    /// Whether copies of what this host sends are left out. Without effect in a fanout group.
+    pub fn ignore_outgoing(&self, ignored: bool) -> Result<(), SocketError> {
+        let value = i32::from(ignored);
+        self.set(libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &value, "setsockopt(PACKET_IGNORE_OUTGOING)")
     }
 
     /// Puts an interface into promiscuous mode for as long as the socket lives. Counted by the kernel, so that several

@@ -5,7 +5,7 @@
 
 mod orders;
 
-use crate::capture::filter::FilterSpec;
+use crate::capture::filter::{FilterSpec, SNAPLEN_NONE};
 use crate::capture::interface::{self, Interface};
 use crate::capture::ladder::{Ladder, RingLook, Rung};
 use crate::capture::ring::{self, Block, RINGS_PER_WORKER_MAX, Ring, RingError, RingState, RingStatistics};
@@ -14,6 +14,7 @@ use crate::config::LoadLadder;
 use crate::model::Timestamp;
 use crate::runtime::failure::Failure;
 use crate::runtime::fault::Fault;
+use crate::runtime::live::are_own;
 use crate::runtime::message::{CaptureFigures, Order};
 use crate::runtime::signals::Requests;
 use crate::runtime::worker::Worker;
@@ -343,6 +344,7 @@ impl Capture {
     fn look(&mut self) {
         self.looked = Instant::now();
         self.count();
+        self.mind_addresses();
         if self.load_ladder != LoadLadder::Auto {
             return;
         }
@@ -357,6 +359,29 @@ impl Capture {
         }
         let rung = self.taps.iter().map(|tap| tap.ladder.rung()).max().unwrap_or_default();
         self.book.note_rung(rung, now());
+    }
+
+    /// An address may have moved to another host, as when a server is replaced: what this one sends there are requests.
+    fn mind_addresses(&mut self) {
+        let Some(tap) = self.taps.iter().find(|tap| tap.wanted.servers_are_own) else { return };
+        // Otherwise it makes no difference, and each worker would ask.
+        let relies_on_it = |ring: &Ring| ring.filter().response_snaplen == SNAPLEN_NONE;
+        if !self.rings.iter().any(relies_on_it) || are_own(&tap.wanted.servers) {
+            return;
+        }
+        for (ring, tap) in self.rings.iter_mut().zip(&mut self.taps) {
+            let wanted = FilterSpec { servers_are_own: false, ..tap.wanted.clone() };
+            let widened = tap.want(ring, &wanted);
+            let name = &tap.interface.name;
+            match widened {
+                Ok(()) => tracing::info!(
+                    "{name}: what this host sends is kept: not all servers that were here still are"
+                ),
+                Err(error) => {
+                    tracing::warn!("{name}: requests to servers that were here are not seen: {error}")
+                }
+            }
+        }
     }
 
     /// What the kernel dropped until an interval ended belongs to that interval: so it is counted before a packet from after the end closes

@@ -270,6 +270,11 @@ pub(super) fn server_networks(config: &Config) -> Vec<(IpAddr, u8)> {
     networks
 }
 
+/// Whether all servers are this host's, as far as it can be told.
+pub(super) fn are_own(servers: &[(IpAddr, u8)]) -> bool {
+    interface::enumerate().is_ok_and(|known| interface::are_own(servers, &known))
+}
+
 pub(super) fn choose_interfaces(config: &Config) -> Result<Choice, Failure> {
     let failed = |error| Failure::new(Exit::Failure, error);
     let known = interface::enumerate().map_err(failed)?;
@@ -290,6 +295,8 @@ pub(super) fn filter_spec(config: &Config) -> FilterSpec {
     spec.tcp = config.targets.iter().any(|target| target.tcp);
     spec.udp = config.targets.iter().any(|target| target.udp);
     spec.tunnels = config.capture.promiscuous;
+    // What a mirror delivers is nobody's own.
+    spec.servers_are_own = !spec.tunnels && are_own(&spec.servers);
     if let Snaplen::Bytes(bytes) = config.capture.response_snaplen {
         spec.response_snaplen = bytes;
     }

@@ -88,6 +88,7 @@ fn load(seen: &Seen, k: u32, code: u16) -> Option<u32> {
 /// What the filter should return: the plain twin of the generated programs.
 fn wanted(spec: &FilterSpec, form: FilterForm, seen: &Seen) -> u32 {
     let refuse_outgoing = match spec.outgoing {
+        _ if spec.servers_are_own && spec.response_snaplen == SNAPLEN_NONE => true,
         OutgoingPolicy::Keep => false,
         OutgoingPolicy::RefuseOnLoopback => seen.hardware_type == 772,
         OutgoingPolicy::Refuse => true,
@@ -396,8 +397,15 @@ fn spec() -> impl Strategy<Value = FilterSpec> {
     ]);
     let link = prop::sample::select(vec![FilterLink::Ethernet, FilterLink::Mixed]);
     let response = prop_oneof![9 => 100u32..2000, 1 => Just(SNAPLEN_NONE)];
-    (servers, ports, any::<[bool; 3]>(), outgoing, link, (100u32..2000, response)).prop_map(
-        |(servers, ports, [tcp, udp, tunnels], outgoing, link, (request_snaplen, response_snaplen))| {
+    (servers, ports, any::<[bool; 4]>(), outgoing, link, (100u32..2000, response)).prop_map(
+        |(
+            servers,
+            ports,
+            [tcp, udp, tunnels, servers_are_own],
+            outgoing,
+            link,
+            (request_snaplen, response_snaplen),
+        )| {
             FilterSpec {
                 servers,
                 ports,
@@ -406,6 +414,7 @@ fn spec() -> impl Strategy<Value = FilterSpec> {
                 request_snaplen,
                 response_snaplen,
                 outgoing,
+                servers_are_own,
                 link,
                 tunnels,
             }
