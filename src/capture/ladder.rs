@@ -129,7 +129,8 @@ impl Ladder {
         self.rung
     }
 
-    /// Takes a second's figures; says the new rung when there is one.
+    /// Takes a second's figures; advises another rung when it is time for one. It is in force after [`Ladder::step`]; without that, as many
+    /// looks as before lead to the next advice.
     pub fn look(&mut self, look: RingLook) -> Option<Rung> {
         let lossy = look.packets_dropped * 1_000 > look.packets * LOSS_BORNE_PER_THOUSAND;
         let calm = look.packets_dropped == 0 && look.blocks_waiting_max * 2 < look.blocks.max(1);
@@ -150,18 +151,17 @@ impl Ladder {
         } else {
             None
         }?;
-        if next > self.rung && self.since_up.take().is_some() {
-            self.looks_before_up = (self.looks_before_up * 2).min(LOOKS_BEFORE_UP_MAX);
-        } else if next < self.rung {
-            self.since_up = Some(0);
-        }
-        self.rung = next;
         (self.looks_lossy, self.looks_calm) = (0, 0);
         Some(next)
     }
 
-    /// The step that the last look advised was not made: this rung is still in force. As many looks as before lead to the next advice.
-    pub fn stay(&mut self, rung: Rung) {
+    /// This rung is in force from now on.
+    pub fn step(&mut self, rung: Rung) {
+        if rung > self.rung && self.since_up.take().is_some() {
+            self.looks_before_up = (self.looks_before_up * 2).min(LOOKS_BEFORE_UP_MAX);
+        } else if rung < self.rung {
+            self.since_up = Some(0);
+        }
         self.rung = rung;
     }
 }
@@ -175,8 +175,10 @@ mod tests {
     const LOSSY: RingLook = RingLook { packets_dropped: 500, blocks_waiting_max: 64, ..CALM };
     const FULLISH: RingLook = RingLook { blocks_waiting_max: 40, ..CALM };
 
+    /// Rungs that so many looks lead to, each step made when it is advised.
     fn looks(ladder: &mut Ladder, look: RingLook, count: u32) -> Vec<Rung> {
-        (0..count).filter_map(|_| ladder.look(look)).collect()
+        let mut step = || ladder.look(look).inspect(|&rung| ladder.step(rung));
+        (0..count).filter_map(|_| step()).collect()
     }
 
     #[test]
@@ -204,9 +206,14 @@ mod tests {
         let mut ladder = Ladder::default();
         for _ in 0..3 {
             assert_eq!(looks(&mut ladder, LOSSY, LOOKS_BEFORE_DOWN - 1), []);
-            assert_eq!(looks(&mut ladder, LOSSY, 1), [Rung::Heads]);
-            ladder.stay(Rung::Full);
+            assert_eq!(ladder.look(LOSSY), Some(Rung::Heads));
             assert_eq!(ladder.rung(), Rung::Full);
+        }
+        looks(&mut ladder, LOSSY, LOOKS_BEFORE_DOWN);
+        for _ in 0..3 {
+            assert_eq!(looks(&mut ladder, CALM, LOOKS_BEFORE_UP - 1), [], "no more patience than before");
+            assert_eq!(ladder.look(CALM), Some(Rung::Full));
+            assert_eq!(ladder.rung(), Rung::Heads);
         }
     }
 
@@ -224,7 +231,7 @@ mod tests {
         looks(&mut ladder, LOSSY, 2);
         let mut patience = Vec::new();
         for _ in 0..7 {
-            patience.push((1..).find(|_| ladder.look(CALM).is_some()).unwrap());
+            patience.push((1..).find(|_| !looks(&mut ladder, CALM, 1).is_empty()).unwrap());
             assert_eq!(ladder.rung(), Rung::Full);
             assert_eq!(looks(&mut ladder, LOSSY, 2), [Rung::Heads]);
         }

@@ -8,7 +8,7 @@ mod orders;
 use crate::capture::filter::{FilterSpec, SNAPLEN_NONE};
 use crate::capture::interface::{self, Interface};
 use crate::capture::ladder::{Ladder, RingLook, Rung};
-use crate::capture::ring::{self, Block, RINGS_PER_WORKER_MAX, Ring, RingError, RingState, RingStatistics};
+use crate::capture::ring::{self, Block, RINGS_PER_WORKER_MAX, Ring, RingState, RingStatistics};
 use crate::cli::Exit;
 use crate::config::LoadLadder;
 use crate::model::Timestamp;
@@ -210,6 +210,10 @@ impl Capture {
             self.mind_interfaces()?;
         }
         let prints = self.requests.prints();
+        if self.worker.owes_print(prints) {
+            // What was dropped until now belongs to what is printed now.
+            self.count();
+        }
         let book = &mut self.book;
         self.worker.print_on_demand(prints, Some(now()), |end| book.take(end));
         if reading != Reading::Some {
@@ -349,12 +353,8 @@ impl Capture {
             return;
         }
         for (ring, tap) in self.rings.iter_mut().zip(&mut self.taps) {
-            let rung = tap.ladder.rung();
-            if let Some(next) = tap.ladder.look(std::mem::take(&mut tap.since_look))
-                && let Err(error) = step(ring, tap, next)
-            {
-                tracing::warn!("{}: load ladder: still keeping {}: {error}", tap.interface.name, rung.name());
-                tap.ladder.stay(rung);
+            if let Some(rung) = tap.ladder.look(std::mem::take(&mut tap.since_look)) {
+                tap.step(ring, rung);
             }
         }
         let rung = self.taps.iter().map(|tap| tap.ladder.rung()).max().unwrap_or_default();
@@ -473,11 +473,21 @@ impl Capture {
     }
 }
 
-/// Exchanges the filter, and says so.
-fn step(ring: &mut Ring, tap: &Tap, rung: Rung) -> Result<(), RingError> {
-    ring.set_filter(&rung.apply(&tap.wanted))?;
-    tracing::warn!("{}: load ladder: keeping {}; {}", tap.interface.name, rung.name(), rung.cost());
-    Ok(())
+impl Tap {
+    /// Exchanges the filter for another rung's, and says what came of it.
+    fn step(&mut self, ring: &mut Ring, rung: Rung) {
+        let name = &self.interface.name;
+        match ring.set_filter(&rung.apply(&self.wanted)) {
+            Ok(_) => {
+                tracing::warn!("{name}: load ladder: keeping {}; {}", rung.name(), rung.cost());
+                self.ladder.step(rung);
+            }
+            Err(error) => {
+                let kept = self.ladder.rung().name();
+                tracing::warn!("{name}: load ladder: still keeping {kept}: {error}");
+            }
+        }
+    }
 }
 
 /// The wall clock. Packets of the ring carry the same clock, so the two can be compared.

@@ -142,6 +142,11 @@ impl Worker {
         self.clock.lengthen(now);
     }
 
+    /// Whether a report on demand has yet to be answered; `prints` as in [`Worker::print_on_demand`].
+    pub(super) fn owes_print(&self, prints: u64) -> bool {
+        prints > self.prints
+    }
+
     /// Answers a report on demand (`prints` is the number of those asked for so far) by ending the open interval early.
     pub(super) fn print_on_demand(
         &mut self,
@@ -149,7 +154,7 @@ impl Worker {
         now: Option<Timestamp>,
         figures: impl FnOnce(Timestamp) -> CaptureFigures,
     ) {
-        if prints <= self.prints {
+        if !self.owes_print(prints) {
             return;
         }
         self.complete();
