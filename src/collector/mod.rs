@@ -12,6 +12,7 @@
 //! row's `gets` as gets of unknown outcome; every other figure of such a row is a lower bound.
 
 mod arena;
+mod batch;
 mod flows;
 mod harvest;
 mod kept;
@@ -19,6 +20,7 @@ mod latency;
 mod merge;
 mod numbers;
 mod pairs;
+mod short;
 pub mod snapshot;
 mod spill;
 mod table;
@@ -36,20 +38,18 @@ pub use union::{Union, Unlisted};
 use crate::model::{FlowTuple, TargetId};
 use crate::parser::Observation;
 use crate::reassembly::TargetTally;
-use flows::{Flow, Flows, NOBODY, Spot};
+use batch::Batch;
+use flows::{Flow, Flows, Spot};
 use foldhash::SharedSeed;
 use foldhash::quality::SeedableRandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::OnceLock;
 use std::time::Duration;
 use table::{Delta, KEY_BYTES_MAX};
-use target::{Origin, Request, Target};
+use target::{Origin, Target};
 
 /// Least budget of a target's tables; some two thousand keys fit.
 pub const BUDGET_MIN: u64 = 512 << 10;
-
-/// Observations that are counted together, so that their cache lines are fetched at the same time.
-const BATCH: usize = 32;
 
 /// What a collector is made of.
 #[derive(Clone, Debug, Default)]
@@ -151,59 +151,6 @@ fn grouped(number: usize) -> String {
     groups.join(",")
 }
 
-/// A waiting observation. Its key is in `Batch::keys`, at its own index.
-#[derive(Clone, Copy)]
-struct Waiting {
-    tuple: FlowTuple,
-    spot: Spot,
-    key_length: u8,
-    weight: u32,
-    key_hash: u64,
-    delta: Delta,
-    /// Known when the flow was found.
-    client_hash: u64,
-    number: Option<u32>,
-}
-
-/// Observations of any targets that wait to be counted.
-struct Batch {
-    /// The first `count` are waiting.
-    waiting: [Waiting; BATCH],
-    keys: [[u8; KEY_BYTES_MAX]; BATCH],
-    count: usize,
-}
-
-impl Batch {
-    const NOTHING: Waiting = Waiting {
-        tuple: NOBODY,
-        spot: Spot::NOWHERE,
-        key_length: 0,
-        weight: 0,
-        key_hash: 0,
-        delta: Delta::NONE,
-        client_hash: 0,
-        number: None,
-    };
-
-    fn new() -> Box<Batch> {
-        Box::new(Batch { waiting: [Batch::NOTHING; BATCH], keys: [[0; KEY_BYTES_MAX]; BATCH], count: 0 })
-    }
-
-    #[inline(always)]
-    fn request(&self, index: usize) -> (usize, Request<'_>) {
-        let waiting = &self.waiting[index];
-        let request = Request {
-            key: &self.keys[index][..usize::from(waiting.key_length)],
-            key_hash: waiting.key_hash,
-            client_hash: waiting.client_hash,
-            number: waiting.number,
-            delta: &waiting.delta,
-            weight: waiting.weight,
-        };
-        (waiting.tuple.target.index(), request)
-    }
-}
-
 /// The tables of one target at one worker, on their way into a collector or out of one: made and emptied wherever there is time.
 pub struct TargetTables {
     target: Box<Target>,
@@ -250,7 +197,9 @@ pub struct Collector {
     hasher: SeedableRandomState,
     /// Names the hash function: harvests with the same seed can be joined by hash.
     seed: u64,
-    batch: Box<Batch>,
+    gathered: Box<Batch>,
+    /// The batch before: counted in its flows, not yet in the tables.
+    fetched: Box<Batch>,
     flows: Flows,
     /// Some target's closed interval has yet to be copied out.
     unswept: bool,
@@ -284,7 +233,16 @@ impl Collector {
         };
         let hasher = SeedableRandomState::with_seed(seed, shared);
         let flows = Flows::new().map_err(|source| CollectorError::Memory { bytes: flows::BYTES, source })?;
-        Ok(Collector { targets, hasher, seed, batch: Batch::new(), flows, unswept: false, parts: Parts::ALL })
+        Ok(Collector {
+            targets,
+            hasher,
+            seed,
+            gathered: Batch::new(),
+            fetched: Batch::new(),
+            flows,
+            unswept: false,
+            parts: Parts::ALL,
+        })
     }
 
     /// Leaves parts out, for a bench: what reports state of pairs is not true then.
@@ -320,7 +278,7 @@ impl Collector {
         Some(TargetTables { target: removed, seed: self.seed })
     }
 
-    /// Counts an observation. Tables learn of it with its batch, at the latest when the interval is closed.
+    /// Counts an observation. Tables learn of it when its batch and the next one are full, at the latest when the interval is closed.
     #[inline]
     pub fn observe(&mut self, tuple: &FlowTuple, observation: &Observation<'_>) {
         let Some(Some(target)) = self.targets.get_mut(tuple.target.index()) else {
@@ -335,63 +293,38 @@ impl Collector {
         let weight = target.weight(&delta);
         let key = &observation.key[..observation.key.len().min(KEY_BYTES_MAX)];
         let key_hash = hash(&self.hasher, key);
-        let spot = Spot::of(tuple);
-        let batch = &mut *self.batch;
-        batch.keys[batch.count][..key.len()].copy_from_slice(key);
-        let (tuple, key_length) = (*tuple, key.len() as u8);
-        batch.waiting[batch.count] =
-            Waiting { tuple, spot, key_length, weight, key_hash, delta, ..Batch::NOTHING };
-        batch.count += 1;
-        if batch.count == BATCH {
-            self.flush();
+        if self.gathered.push(tuple, key, key_hash, delta, weight) {
+            self.advance();
+            self.sweep_slice();
         }
     }
 
     /// Applies what is waiting, and copies a slice of what was closed.
     pub fn flush(&mut self) {
-        self.apply();
-        if self.unswept {
-            self.sweep();
-        }
+        // The batch that is gathered, and the one before.
+        self.advance();
+        self.advance();
+        self.sweep_slice();
     }
 
-    fn apply(&mut self) {
-        if self.parts.prefetch {
-            self.prefetch_first();
+    /// Counts the batch that was gathered in its flows and the one before it in the tables.
+    fn advance(&mut self) {
+        let Collector { targets, gathered, fetched, flows, parts, .. } = self;
+        if parts.prefetch {
+            fetched.prefetch_late(targets);
+            gathered.prefetch_first(targets, flows);
         }
         self.count_flows();
-        if self.parts.prefetch {
-            self.prefetch_rows();
-        }
-        let Collector { targets, batch, parts, .. } = self;
-        for index in 0..batch.count {
-            let (target, request) = batch.request(index);
-            if let Some(target) = &mut targets[target] {
-                target.update(&request, parts.pairs);
-            }
-        }
-        batch.count = 0;
+        let Collector { targets, gathered, fetched, parts, .. } = self;
+        fetched.count_rows(targets, *parts, gathered);
+        std::mem::swap(gathered, fetched);
     }
 
-    /// Fetches what is known without a look: headers and flows. In loops of their own, like those of
-    /// [`Collector::prefetch_rows`], that do nothing else: a processor runs ahead over as many instructions as it holds, and only
-    /// what it meets there has its addresses translated at the same time.
-    fn prefetch_first(&self) {
-        let Collector { targets, batch, flows, .. } = self;
-        for waiting in &batch.waiting[..batch.count] {
-            if let Some(target) = &targets[waiting.tuple.target.index()] {
-                target.prefetch_bucket(waiting.key_hash);
-            }
-        }
-        for waiting in &batch.waiting[..batch.count] {
-            flows.prefetch(waiting.spot);
-        }
-    }
-
-    /// Adds what is waiting to the sums of its flows, which know their clients' places among the pairs.
+    /// Adds what was gathered to the sums of its flows, which know their clients' places among the pairs.
     fn count_flows(&mut self) {
-        let Collector { targets, hasher, batch, flows, .. } = self;
-        for waiting in &mut batch.waiting[..batch.count] {
+        let Collector { targets, hasher, gathered, flows, parts, .. } = self;
+        let fetches_pairs = parts.pairs && parts.prefetch;
+        for waiting in gathered.waiting_mut() {
             // By reference: a copy would be read back in other widths than it is written in, which stalls.
             let (tuple, spot) = (&waiting.tuple, waiting.spot);
             let known = flows.find(spot, tuple);
@@ -399,33 +332,17 @@ impl Collector {
             let flow = flows.at(at);
             flow.count(&waiting.delta, waiting.weight);
             (waiting.client_hash, waiting.number) = (flow.client_hash, flow.number());
+            if let Some(target) = &targets[tuple.target.index()]
+                && fetches_pairs
+            {
+                target.prefetch_pairs(waiting.key_hash, waiting.client_hash, waiting.number);
+            }
         }
     }
 
-    /// Fetches what headers and flows point to.
-    fn prefetch_rows(&self) {
-        let Collector { targets, batch, parts, .. } = self;
-        let (mut late, mut late_count) = ([0u8; BATCH], 0);
-        for (index, waiting) in batch.waiting[..batch.count].iter().enumerate() {
-            // Without a branch: which keys want a third step cannot be foreseen.
-            late[late_count] = index as u8;
-            let target = &targets[waiting.tuple.target.index()];
-            let is_late = target.as_ref().is_some_and(|target| target.prefetch_slot(waiting.key_hash));
-            late_count += usize::from(is_late);
-        }
-        if parts.pairs {
-            for waiting in &batch.waiting[..batch.count] {
-                let Waiting { key_hash, client_hash, number, .. } = *waiting;
-                if let Some(target) = &targets[waiting.tuple.target.index()] {
-                    target.prefetch_pairs(key_hash, client_hash, number);
-                }
-            }
-        }
-        for &index in &late[..late_count] {
-            let waiting = &batch.waiting[usize::from(index)];
-            if let Some(target) = &targets[waiting.tuple.target.index()] {
-                target.prefetch_second(waiting.key_hash);
-            }
+    fn sweep_slice(&mut self) {
+        if self.unswept {
+            self.sweep();
         }
     }
 

@@ -16,10 +16,11 @@ pub(super) use companion::COMPANION_BYTES;
 
 use super::arena::{Arena, Region, equal_lanes, prefetch};
 use super::kept::{Kept, rank, sample_places};
+use super::short;
 use super::snapshot::Counters;
 use super::spill::Chunks;
 use super::touched::Touched;
-use crate::model::{CommandClass, Outcome};
+use crate::model::{Command, CommandClass, Outcome};
 use crate::parser::Observation;
 use std::ops::Range;
 
@@ -41,18 +42,42 @@ pub(super) const KEY_BYTES_MAX: usize = 250;
 /// `Slot::next` of a key whose end found no chunk.
 const TRUNCATED: u32 = u32::MAX;
 
-/// Where the counts stand in `Slot::counts`; the first six sum to the requests.
-const GETS: usize = 0;
-const STORES: usize = 1;
-const DELETES: usize = 2;
-const TOUCHES: usize = 3;
-const ARITHMETIC: usize = 4;
-const OTHER: usize = 5;
-const HITS: usize = 6;
-const MISSES: usize = 7;
+/// Where the counts stand in `Sums::counts`: requests by kind, each of one only, and what some of them were besides.
+const HITS: usize = 0;
+const MISSES: usize = 1;
+const OTHER_GETS: usize = 2;
+const STORES: usize = 3;
+const DELETES: usize = 4;
+const TOUCHES: usize = 5;
+const ARITHMETIC: usize = 6;
+const OTHER: usize = 7;
+const KINDS: usize = 8;
 const ERRORS: usize = 8;
 const SAMPLES: usize = 9;
 const COUNTS: usize = 10;
+
+/// The kind of a request by its command and its outcome: looked up, since what comes next cannot be foreseen.
+static KIND_OF: [[u8; Outcome::COUNT]; Command::COUNT] = {
+    let mut kinds = [[OTHER as u8; Outcome::COUNT]; Command::COUNT];
+    let mut command = 0;
+    while command < Command::COUNT {
+        let kind = match Command::ALL[command].class() {
+            CommandClass::Retrieval => OTHER_GETS,
+            CommandClass::Storage => STORES,
+            CommandClass::Deletion => DELETES,
+            CommandClass::Touch => TOUCHES,
+            CommandClass::Arithmetic => ARITHMETIC,
+            CommandClass::Other | CommandClass::Keyless => OTHER,
+        };
+        kinds[command] = [kind as u8; Outcome::COUNT];
+        if kind == OTHER_GETS {
+            kinds[command][Outcome::Hit.index()] = HITS as u8;
+            kinds[command][Outcome::Miss.index()] = MISSES as u8;
+        }
+        command += 1;
+    }
+    kinds
+};
 
 /// What there is to know of a bucket's rows without a look at them.
 #[derive(Clone, Copy)]
@@ -122,45 +147,25 @@ pub(super) struct Delta {
     bytes_out: u64,
     /// Microseconds, when `timed`.
     latency: u32,
-    class: u8,
-    hit: bool,
-    miss: bool,
+    /// Below [`KINDS`].
+    kind: u8,
     error: bool,
     timed: bool,
 }
 
 impl Delta {
     /// Of nothing.
-    pub(super) const NONE: Delta = Delta {
-        bytes_in: 0,
-        bytes_out: 0,
-        latency: 0,
-        class: 0,
-        hit: false,
-        miss: false,
-        error: false,
-        timed: false,
-    };
+    pub(super) const NONE: Delta =
+        Delta { bytes_in: 0, bytes_out: 0, latency: 0, kind: OTHER as u8, error: false, timed: false };
 
     /// Of a keyed observation, whose response time is given in microseconds.
     #[inline(always)]
     pub(super) fn of(observation: &Observation<'_>, micros: Option<u64>) -> Delta {
-        let class = match observation.command.class() {
-            CommandClass::Retrieval => GETS,
-            CommandClass::Storage => STORES,
-            CommandClass::Deletion => DELETES,
-            CommandClass::Touch => TOUCHES,
-            CommandClass::Arithmetic => ARITHMETIC,
-            CommandClass::Other | CommandClass::Keyless => OTHER,
-        };
-        let get = class == GETS;
         Delta {
             bytes_in: observation.request_bytes,
             bytes_out: observation.response_bytes,
             latency: micros.map_or(0, |micros| u32::try_from(micros).unwrap_or(u32::MAX)),
-            class: class as u8,
-            hit: get && observation.outcome == Outcome::Hit,
-            miss: get && observation.outcome == Outcome::Miss,
+            kind: KIND_OF[observation.command.index()][observation.outcome.index()],
             error: matches!(observation.outcome, Outcome::Error | Outcome::TooLarge),
             timed: micros.is_some(),
         }
@@ -186,9 +191,7 @@ pub(super) trait Addend {
 impl Addend for Delta {
     #[inline(always)]
     fn add_to(&self, sums: &mut Sums) {
-        bump(&mut sums.counts[self.class as usize % COUNTS], true);
-        bump(&mut sums.counts[HITS], self.hit);
-        bump(&mut sums.counts[MISSES], self.miss);
+        bump(&mut sums.counts[usize::from(self.kind) % KINDS], true);
         bump(&mut sums.counts[ERRORS], self.error);
         bump(&mut sums.counts[SAMPLES], self.timed);
         sums.latency_max = sums.latency_max.max(self.latency);
@@ -224,14 +227,14 @@ impl Sums {
     /// Upper bound of the requests.
     #[inline(always)]
     fn upper(&self) -> u32 {
-        self.counts[..HITS].iter().fold(self.err, |sum, &count| sum.saturating_add(count))
+        self.counts[..KINDS].iter().fold(self.err, |sum, &count| sum.saturating_add(count))
     }
 
     /// The row's own figures: exact since the key came, lower bounds of the whole.
     pub(super) fn counters(&self) -> Counters {
         let count = |at: usize| u64::from(self.counts[at]);
         Counters {
-            gets: count(GETS),
+            gets: count(HITS) + count(MISSES) + count(OTHER_GETS),
             hits: count(HITS),
             misses: count(MISSES),
             stores: count(STORES),
@@ -519,7 +522,7 @@ impl Table {
             return false;
         }
         match key.split_at_checked(INLINE_BYTES) {
-            None => slot.key[..key.len()] == *key,
+            None => short::equal(&slot.key[..key.len()], key),
             Some((head, tail)) => {
                 slot.key == *head && (slot.next == TRUNCATED || self.chunks.equals(slot.next, tail))
             }
@@ -574,7 +577,7 @@ impl Table {
         let inline = key.len().min(INLINE_BYTES);
         let sums = Sums { err, ..Sums::NONE };
         *slot = Slot { hash, sums, next, length: key.len() as u8, ..EMPTY };
-        slot.key[..inline].copy_from_slice(&key[..inline]);
+        short::copy(&mut slot.key, &key[..inline]);
         delta.add_to(&mut slot.sums);
         let bucket = &mut self.buckets[at].header;
         bucket.tag[way] = tag_of(hash);

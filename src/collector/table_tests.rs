@@ -63,8 +63,8 @@ fn key_of(number: u16) -> Vec<u8> {
     key
 }
 
-fn delta(class: usize, bytes: u64) -> Delta {
-    Delta { class: class as u8, bytes_in: bytes, hit: class == GETS, timed: true, latency: 3, ..Delta::NONE }
+fn delta(kind: usize, bytes: u64) -> Delta {
+    Delta { kind: kind as u8, bytes_in: bytes, timed: true, latency: 3, ..Delta::NONE }
 }
 
 proptest! {
@@ -79,7 +79,7 @@ proptest! {
     #[test]
     fn rows_hold_their_bounds(
         epochs in prop::collection::vec(
-            prop::collection::vec((0u16..150, 0u16..150, 0usize..6, 0u64..5_000), 0..900), 1..5),
+            prop::collection::vec((0u16..150, 0u16..150, 0..KINDS, 0u64..5_000), 0..900), 1..5),
         buckets in 1usize..7,
         chunks in 0usize..12,
         seed: u64,
@@ -90,8 +90,8 @@ proptest! {
         let hash = |number: u16| if same_bucket { u64::from(number) } else { mix(u64::from(number), seed) };
         for asks in epochs {
             let mut model: BTreeMap<u16, Counters> = BTreeMap::new();
-            for (a, b, class, bytes) in asks {
-                let (number, delta) = (a.min(b), delta(class, bytes));
+            for (a, b, kind, bytes) in asks {
+                let (number, delta) = (a.min(b), delta(kind, bytes));
                 let place = table.update(hash(number), &key_of(number), &delta, delta.weight(2_000));
                 let upper = table.requests(place);
                 let truth = model.entry(number).or_default();
@@ -142,7 +142,7 @@ proptest! {
         let mut table = Table::alone(8, 64, 1);
         let mut model: BTreeMap<u16, u64> = BTreeMap::new();
         for (number, bytes) in asks {
-            let delta = delta(GETS, bytes);
+            let delta = delta(HITS, bytes);
             table.update(mix(u64::from(number), 1), &key_of(number), &delta, delta.weight(2_000));
             *model.entry(number).or_default() += 1;
         }
@@ -161,14 +161,14 @@ proptest! {
 #[test]
 fn counts_stick_at_their_greatest() {
     let mut table = Table::alone(1, 0, 1);
-    let once = delta(GETS, u64::MAX);
+    let once = delta(HITS, u64::MAX);
     table.update(9, b"k", &once, 1);
-    table.buckets[0].slots[0].sums.counts[GETS] = u32::MAX;
+    table.buckets[0].slots[0].sums.counts[HITS] = u32::MAX;
     table.buckets[0].header.weight[0] = u32::MAX - 1;
     let place = table.update(9, b"k", &once, 16);
     assert_eq!(table.requests(place), u32::MAX);
     assert_eq!(
-        (table.buckets[0].slots[0].sums.counts[GETS], table.buckets[0].slots[0].sums.bytes_in),
+        (table.buckets[0].slots[0].sums.counts[HITS], table.buckets[0].slots[0].sums.bytes_in),
         (u32::MAX, u64::MAX)
     );
     assert_eq!(table.buckets[0].header.weight[0], u32::MAX);

@@ -20,6 +20,7 @@
 //! 16. counts stick at their greatest: `table::counts_stick_at_their_greatest`; keys of any bytes and length: `key`
 //! 17. one bucket for all keys: `table::rows_hold_their_bounds` with `same_bucket`
 
+use super::batch::BATCH;
 use super::snapshot::{ClientRow, Counters, KeyRow, Snapshot};
 use super::window::Window;
 use super::*;
