@@ -34,8 +34,8 @@ MUTANTS = [
     (
         "a version holds for later connections",
         "src/parser/transaction.rs",
-        "self.connection.is_new_server = self.servers.is_new(&self.server);",
-        "self.connection.is_new_server = !GONE && self.servers.is_new(&self.server);",
+        "self.connection.is_new_server = self.servers.is_new(&self.tuple.server);",
+        "self.connection.is_new_server = !GONE && self.servers.is_new(&self.tuple.server);",
     ),
     (
         "a version in a value is not believed",

@@ -100,14 +100,18 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
     }
 
     fn read_line(&mut self, rest: &[u8], bytes: &StreamBytes<'_>) -> Parsed<Extent> {
-        let Some((line, head)) = split_line(rest) else {
+        if let Some((key, head, body)) = text::read_plain_value(rest) {
+            let extent = Extent { head, body };
+            let taken = self.take_value(key, &extent, bytes);
+            return if taken { Parsed::Message(extent, head) } else { Parsed::Foreign };
+        }
+        let Some((answer, head)) = text::split_answer(rest) else {
             if rest.len() <= self.limits.head_bytes_max {
                 return Parsed::Incomplete;
             }
             self.anomalies.count(Anomaly::LineTooLong);
             return Parsed::Foreign;
         };
-        let answer = text::parse_answer(line);
         let extent = Extent { head, body: answer.body() };
         let taken = match answer {
             Answer::Value { key, .. } => self.take_value(key, &extent, bytes),

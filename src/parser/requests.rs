@@ -6,7 +6,7 @@
 use super::binary::{self, Parsed};
 use super::command::{Head, Syntax, find_verb};
 use super::queue::{KEY_MAX, NONE, Reply, Request, Traits};
-use super::token::{Tokens, before_nul, is_plausible_key, split_line};
+use super::token::{Tokens, before_nul, is_plausible_key, leading_word, split_line};
 use super::transaction::{KeyList, Protocol, Session};
 use super::{Observation, ObservationNotes, proxy, text};
 use crate::anomaly::Anomaly;
@@ -45,7 +45,10 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
     /// Takes bytes of the client.
     pub(super) fn handle_requests(&mut self, bytes: &StreamBytes<'_>, scratch: &mut [u8; 256]) -> Demand {
         self.connection.client_seen = true;
-        if self.transport == Transport::Udp && bytes.segment_start && self.connection.keys.command.is_none() {
+        if self.tuple.transport == Transport::Udp
+            && bytes.segment_start
+            && self.connection.keys.command.is_none()
+        {
             // Each datagram chooses its protocol, and to quit means to leave the rest of its datagram unread.
             self.connection.protocol = Protocol::Undecided;
             self.connection.has_quit = false;
@@ -170,7 +173,7 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
 
     /// Passes over a header of the PROXY protocol before the connection's first request.
     fn pass_proxy_header(&mut self, bytes: &StreamBytes<'_>, scratch: &mut [u8; 256]) -> Option<Demand> {
-        if self.connection.client_lost || self.transport == Transport::Udp {
+        if self.connection.client_lost || self.tuple.transport == Transport::Udp {
             return None;
         }
         match proxy::read(bytes.bytes) {
@@ -231,6 +234,9 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
     }
 
     fn step_text(&mut self, rest: &[u8], place: Place, scratch: &mut [u8; 256]) -> Step {
+        if let Some(used) = self.take_plain_get(rest, place) {
+            return Step::Used(used);
+        }
         if let Some(step) = self.begin_keys(rest) {
             return step;
         }
@@ -276,6 +282,34 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
         let last = line.rsplit(|&byte| byte == b' ').next().unwrap_or_default();
         // `process_command_ascii` closes such connections without a word.
         last.starts_with(b"HTTP/") || self.connection.unknown_lines >= self.limits.unknown_lines_max
+    }
+
+    /// A `get` of one key whose line has come whole, which is what most requests are: the same that `begin_keys`, `step_keys` and
+    /// `end_keys` make of it, without the steps between. Takes nothing that is not plainly that.
+    #[inline]
+    fn take_plain_get(&mut self, rest: &[u8], place: Place) -> Option<usize> {
+        const VERB: &[u8] = b"get ";
+        const LINE_END: &[u8] = b"\r\n";
+        let key_first = rest.strip_prefix(VERB)?;
+        let key = leading_word(key_first);
+        if key.is_empty() || key.len() > KEY_MAX || !key_first[key.len()..].starts_with(LINE_END) {
+            return None;
+        }
+        let used = VERB.len() + key.len() + LINE_END.len();
+        self.connection.unknown_lines = 0;
+        let request = Request {
+            timestamp: place.timestamp,
+            end: place.position.wrapping_add(used as u32),
+            request_bytes: used as u64,
+            command: Command::Get,
+            reply: Reply::Values,
+            traits: Traits::LAST,
+            ..Request::EMPTY
+        };
+        if self.push(request, key).is_some() {
+            self.give_up_waiting(place.timestamp);
+        }
+        Some(used)
     }
 
     /// The verb of a key list, used as soon as the space after it is there.

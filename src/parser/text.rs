@@ -6,7 +6,9 @@
 use super::command::{Head, Syntax, Verb};
 use super::meta::{self, MetaAnswer};
 use super::queue::{KEY_MAX, Reply, Request, Traits};
-use super::token::{Tokens, is_integer, parse_body, parse_unsigned};
+use super::token::{
+    Tokens, body_of, is_integer, leading_word, parse_body, parse_unsigned, split_line, split_short_number,
+};
 use crate::model::{Command, Outcome};
 
 /// Room that an item takes beside its key and value: `sizeof(item)`, the CAS value and two line ends, as measured on live
@@ -170,6 +172,35 @@ impl Answer<'_> {
             _ => 0,
         }
     }
+}
+
+/// A hit at the front of `bytes` as servers write it, whole, with a line end and without a CAS value: the key, the bytes of the
+/// line, and those of the body behind it. What is not plainly that is left to [`parse_answer`].
+#[inline]
+pub(super) fn read_plain_value(bytes: &[u8]) -> Option<(&[u8], usize, u64)> {
+    let rest = bytes.strip_prefix(b"VALUE ")?;
+    let key = leading_word(rest);
+    let (_flags, rest) = split_short_number(rest[key.len()..].strip_prefix(b" ")?)?;
+    let (length, rest) = split_short_number(rest.strip_prefix(b" ")?)?;
+    let rest = rest.strip_prefix(b"\r\n")?;
+    let is_key = !key.is_empty() && key.len() <= KEY_MAX;
+    is_key.then_some((key, bytes.len() - rest.len(), body_of(length)?))
+}
+
+/// The answer at the front of `bytes`, and the bytes of its line; `None` while the line has no end.
+#[inline]
+pub(super) fn split_answer(bytes: &[u8]) -> Option<(Answer<'_>, usize)> {
+    // What most answers end with, or are, needs no search for its end.
+    const END: &[u8] = b"END\r\n";
+    const STORED: &[u8] = b"STORED\r\n";
+    if bytes.starts_with(END) {
+        return Some((Answer::End, END.len()));
+    }
+    if bytes.starts_with(STORED) {
+        return Some((Answer::Stored, STORED.len()));
+    }
+    let (line, used) = split_line(bytes)?;
+    Some((parse_answer(line), used))
 }
 
 /// Reads one line without its end.

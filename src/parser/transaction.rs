@@ -8,7 +8,7 @@ use super::queue::{Line, NONE, Queue, Reply, Request, Traits};
 use super::servers::Servers;
 use super::{Observation, ObservationNotes};
 use crate::anomaly::{Anomaly, AnomalyCounts};
-use crate::model::{Command, Direction, Endpoint, FlowTuple, Outcome, Timestamp, Transport};
+use crate::model::{Command, Direction, FlowTuple, Outcome, Timestamp, Transport};
 use crate::reassembly::{Demand, StreamBytes, StreamEvent};
 use std::time::Duration;
 
@@ -209,8 +209,7 @@ impl Transactions {
         emit: &mut impl FnMut(&Observation<'_>),
     ) -> Demand {
         let Transactions { limits, queue, servers, scratch } = self;
-        let FlowTuple { server, transport, .. } = *tuple;
-        let mut session = Session { limits, queue, servers, connection, server, transport, anomalies, emit };
+        let mut session = Session { limits, queue, servers, connection, tuple, anomalies, emit };
         match event {
             StreamEvent::Bytes(bytes) if bytes.bytes.is_empty() => Demand::used(0),
             StreamEvent::Bytes(bytes) => {
@@ -236,8 +235,7 @@ pub(super) struct Session<'s, E> {
     pub(super) queue: &'s mut Queue,
     pub(super) servers: &'s Servers,
     pub(super) connection: &'s mut Connection,
-    pub(super) server: Endpoint,
-    pub(super) transport: Transport,
+    pub(super) tuple: &'s FlowTuple,
     pub(super) anomalies: &'s mut AnomalyCounts,
     pub(super) emit: &'s mut E,
 }
@@ -246,7 +244,7 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
     /// A connection begins with what its server said on earlier ones.
     fn inherit_version(&mut self) {
         if !self.connection.client_seen && !self.connection.server_seen {
-            self.connection.is_new_server = self.servers.is_new(&self.server);
+            self.connection.is_new_server = self.servers.is_new(&self.tuple.server);
         }
     }
 
@@ -255,7 +253,7 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
         self.connection.is_new_server = is_new;
         // Until the pairing is proved, it may be the inside of a value, which must not speak for the server.
         if !self.connection.provisional && !self.connection.unproven {
-            self.servers.note(&self.server, is_new, self.anomalies);
+            self.servers.note(&self.tuple.server, is_new, self.anomalies);
         }
     }
 
@@ -517,7 +515,7 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
         let Some(acknowledged) = self.connection.answer.and_then(|answer| answer.acknowledged) else {
             return true;
         };
-        if self.transport == Transport::Udp {
+        if self.tuple.transport == Transport::Udp {
             return true;
         }
         let request = self.queue.request(slot);
