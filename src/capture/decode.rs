@@ -121,7 +121,7 @@ impl Decoder {
 
     /// The general path; also right for packets that the fast path takes.
     #[inline(never)]
-    pub(super) fn decode_layered<'a>(&'a mut self, packet: &Packet<'a>) -> Decoded<'a> {
+    pub(crate) fn decode_layered<'a>(&'a mut self, packet: &Packet<'a>) -> Decoded<'a> {
         let pools = FragmentPools::new(&mut self.outer_fragments, &mut self.inner_fragments);
         tunnel::walk(packet, pools, &self.memcached_ports).unwrap_or_else(Decoded::from)
     }
@@ -204,9 +204,10 @@ impl From<Stop> for Decoded<'_> {
     }
 }
 
-/// The fast path; `None` for everything that is not plainly a segment or a datagram.
+/// The fast path; `None` for everything that is not plainly a segment or a datagram. What comes from here alone can stay in
+/// registers; what comes from [`Decoder::decode`], by one path or the other, goes through memory.
 #[inline(always)]
-fn decode_plain<'a>(packet: &Packet<'a>) -> Option<Decoded<'a>> {
+pub(crate) fn decode_plain<'a>(packet: &Packet<'a>) -> Option<Decoded<'a>> {
     let (mut ethertype, header_bytes) = link_header(packet.link, packet.bytes).ok()?;
     let mut network = Extent::of_packet(packet).after(header_bytes)?;
     let mut tags = 0;
@@ -239,7 +240,7 @@ fn plain_ipv4(timestamp: Timestamp, network: Extent<'_>) -> Option<Decoded<'_>> 
         return None;
     }
     let addresses =
-        AddressPair::V4 { source: [h[12], h[13], h[14], h[15]], destination: [h[16], h[17], h[18], h[19]] };
+        AddressPair::V4 { source: *h[12..16].first_chunk()?, destination: *h[16..20].first_chunk()? };
     let body = network.with_wire_bytes(total_bytes).after(20)?;
     plain_transport(timestamp, addresses, h[9], u16::from_be_bytes([h[4], h[5]]), body)
 }
