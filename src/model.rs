@@ -38,15 +38,19 @@ impl Timestamp {
     }
 
     /// So much earlier; the epoch when there is no such time.
-    pub fn minus(self, duration: Duration) -> Timestamp {
-        Timestamp(self.0.saturating_sub(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))
+    pub const fn minus(self, duration: Duration) -> Timestamp {
+        Timestamp(self.0.saturating_sub(nanos_of(duration)))
     }
 
     /// `self` plus `duration`; saturates.
-    pub fn plus(self, duration: Duration) -> Timestamp {
-        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        Timestamp(self.0.saturating_add(nanos))
+    pub const fn plus(self, duration: Duration) -> Timestamp {
+        Timestamp(self.0.saturating_add(nanos_of(duration)))
     }
+}
+
+/// The nanoseconds of a duration; saturates. Packets are compared with deadlines, and `Duration::as_nanos` counts in 128 bits.
+const fn nanos_of(duration: Duration) -> u64 {
+    Timestamp::from_parts(duration.as_secs(), duration.subsec_nanos()).0
 }
 
 /// An IP address and a port. IPv4 addresses are held in their IPv6-mapped form, so that one layout serves both.

@@ -82,7 +82,7 @@ pub struct FlowTable<S> {
     pub(super) limits: ReassemblyLimits,
     hand: ClockHand,
     /// The shortest of the idle limits: nearly every packet belongs to a flow that was busy more recently.
-    idle_min: Duration,
+    idle_nanos_min: u64,
 }
 
 impl<S: Default> FlowTable<S> {
@@ -96,6 +96,7 @@ impl<S: Default> FlowTable<S> {
         assert!(limits.flows_max > 0, "a flow table needs at least one slot");
         let sequence_span = u64::from(limits.window_bytes_max) + u64::from(limits.skip_bytes_max);
         assert!(sequence_span < 1 << 31, "window and skip must stay within half of the sequence space");
+        let idle_min = limits.closed_idle_max.min(limits.embryonic_idle_max).min(limits.flow_idle_max);
         FlowTable {
             flows: vec![Flow::FREE; limits.flows_max].into_boxed_slice(),
             states: (0..limits.flows_max).map(|_| S::default()).collect(),
@@ -105,7 +106,7 @@ impl<S: Default> FlowTable<S> {
             carries: CarryPool::new(limits.carries_max),
             held: HeldPool::new(limits.held_segments_max, limits.held_blocks_max),
             hand: ClockHand::new(limits.flows_max, limits.sweep_period),
-            idle_min: limits.closed_idle_max.min(limits.embryonic_idle_max).min(limits.flow_idle_max),
+            idle_nanos_min: Timestamp::ZERO.plus(idle_min).nanos(),
             limits,
         }
     }
@@ -420,7 +421,7 @@ impl<S: Default> FlowTable<S> {
     #[inline]
     fn is_expired(&self, slot: u32, now: Timestamp) -> bool {
         let flow = &self.flows[slot as usize];
-        if now <= flow.last_seen.plus(self.idle_min) {
+        if now.nanos().saturating_sub(flow.last_seen.nanos()) <= self.idle_nanos_min {
             return false;
         }
         let idle_max = match flow.life {

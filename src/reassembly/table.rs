@@ -37,6 +37,18 @@ impl Bucket {
     }
 }
 
+/// The highest of the sixteen bits of each tag that is `tag`.
+#[inline(always)]
+fn marks_of(tags: &[u16; 4], tag: u16) -> u64 {
+    const ONES: u64 = 0x0001_0001_0001_0001;
+    const LOWER_BITS: u64 = ONES * 0x7fff;
+    let tags = tags.iter().rev().fold(0, |word, &tag| word << 16 | u64::from(tag));
+    let differences = tags ^ (ONES * u64::from(tag));
+    // The sums' highest bits tell of differences in the lower ones; no sum reaches into the next tag's bits.
+    let sums = (differences & LOWER_BITS) + LOWER_BITS;
+    !(sums | differences | LOWER_BITS)
+}
+
 /// Index of a slab with a fixed number of slots. Slot numbers are the caller's.
 pub(super) struct SlotIndex {
     buckets: Box<[Bucket]>,
@@ -65,14 +77,17 @@ impl SlotIndex {
         let tag = tag_of(hash);
         let [first, second] = self.candidates_of(hash);
         for bucket in [first, second] {
-            let bucket = &self.buckets[bucket];
-            let mut places = bucket.places_of(tag);
-            while places != 0 {
-                let slot = bucket.slots[places.trailing_zeros() as usize];
-                if matches(slot) {
-                    return Some(slot);
+            let Bucket { tags, slots } = &self.buckets[bucket];
+            // Four at a time, because most entries are in the first places.
+            for (tags, slots) in tags.as_chunks().0.iter().zip(slots.as_chunks::<4>().0) {
+                let mut marks = marks_of(tags, tag);
+                while marks != 0 {
+                    let slot = slots[marks.trailing_zeros() as usize / 16];
+                    if matches(slot) {
+                        return Some(slot);
+                    }
+                    marks &= marks - 1;
                 }
-                places &= places - 1;
             }
         }
         None
