@@ -67,8 +67,8 @@ impl<S: Default> FlowTable<S> {
             }
         }
         let seq = SeqNumber(segment.seq).plus(u32::from(opens));
-        self.touch(slot, segment.timestamp);
         let mut assembler = self.assembler(slot, segment.timestamp, tallies, emit);
+        assembler.flow.touch(segment.timestamp);
         assembler.handle(segment, direction, seq);
     }
 

@@ -19,7 +19,7 @@ use crate::anomaly::Anomaly;
 use crate::capture::{Segment, TcpFlags};
 use crate::model::{Direction, Endpoint, FlowTuple, TargetId, Timestamp, Transport};
 use foldhash::quality::RandomState;
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, Hasher};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -156,14 +156,13 @@ impl<S: Default> FlowTable<S> {
                 (slot, direction)
             }
         };
-        let flow = &mut self.flows[slot as usize];
-        count_packet(&mut tallies[flow.tuple.target.index()], direction, segment);
+        let mut assembler = self.assembler(slot, segment.timestamp, tallies, emit);
+        count_packet(assembler.listener.tally, direction, segment);
         let opens_or_resets = segment.flags.0 & (TcpFlags::SYN.0 | TcpFlags::RST.0) != 0;
-        if opens_or_resets || flow.candidate_seen {
+        if opens_or_resets || assembler.flow.candidate_seen {
             self.control(slot, segment, direction, tallies, emit);
         } else {
-            self.touch(slot, segment.timestamp);
-            let mut assembler = self.assembler(slot, segment.timestamp, tallies, emit);
+            assembler.flow.touch(segment.timestamp);
             assembler.handle(segment, direction, SeqNumber(segment.seq));
         }
     }
@@ -345,16 +344,6 @@ impl<S: Default> FlowTable<S> {
         self.states[slot as usize] = S::default();
     }
 
-    /// Notes a packet. What still comes for a closed flow does not keep it: should it be alive after all, it will be
-    /// met anew.
-    #[inline]
-    pub(super) fn touch(&mut self, slot: u32, timestamp: Timestamp) {
-        let flow = &mut self.flows[slot as usize];
-        if !flow.is_closed() {
-            flow.last_seen = timestamp;
-        }
-    }
-
     /// Ends a flow and frees its slot.
     fn remove<E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand>(
         &mut self,
@@ -446,10 +435,13 @@ pub(super) fn handshake(segment: &Segment<'_>, direction: Direction) -> Option<[
     }
 }
 
-/// The address as one number, so that the hasher takes it in one step.
+/// The address as one number, so that the hasher takes it in one step; and step by step, because `hash_one` would be a call.
 #[inline(always)]
 fn hash_endpoint(hasher: &RandomState, endpoint: &Endpoint) -> u64 {
-    hasher.hash_one((u128::from_ne_bytes(*endpoint.octets()), endpoint.port()))
+    let mut hasher = hasher.build_hasher();
+    hasher.write_u128(u128::from_ne_bytes(*endpoint.octets()));
+    hasher.write_u16(endpoint.port());
+    hasher.finish()
 }
 
 #[inline(always)]

@@ -124,6 +124,7 @@ impl Arrival {
     }
 
     /// Without its first `bytes` payload bytes (at most `wire_bytes`); tells how many of those were captured.
+    #[inline(always)]
     pub(super) fn cut_front(&mut self, bytes: u32) -> usize {
         if bytes == 0 {
             return 0;

@@ -146,7 +146,7 @@ pub(super) struct Listener<'a, S, E> {
 impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Listener<'_, S, E> {
     /// Takes the bytes at the stream's position: skips, offers, carries, until none is left. Every byte is counted
     /// once, as used, skipped or unparsed.
-    #[inline]
+    #[inline(always)]
     pub(super) fn consume(&mut self, stream: &mut Stream, passage: &mut Passage, bytes: &[u8]) {
         self.tally.payload_bytes[passage.direction.index()] += bytes.len() as u64;
         let mut rest = bytes;
@@ -185,6 +185,7 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Listener<'_, S,
     }
 
     /// Passes over bytes that will not come. Free inside a skipped body; beyond it framing is lost.
+    #[inline(never)]
     pub(super) fn pass_hole(&mut self, stream: &mut Stream, passage: &mut Passage, hole: u32) {
         let free = hole.min(stream.skip);
         if free > 0 {
@@ -241,6 +242,7 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Listener<'_, S,
     }
 
     /// Framing is lost at `at` for another reason than missing bytes.
+    #[inline(never)]
     pub(super) fn lose(&mut self, stream: &mut Stream, passage: &mut Passage, at: SeqNumber) {
         self.drop_carry(stream);
         stream.skip = 0;
@@ -268,7 +270,7 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Listener<'_, S,
     }
 
     /// Offers bytes where they lie. Returns what is still to be taken.
-    #[inline]
+    #[inline(always)]
     fn offer_in_place<'b>(&mut self, stream: &mut Stream, passage: &mut Passage, rest: &'b [u8]) -> &'b [u8] {
         let demand = {
             let position = self.position(stream, stream.next);
@@ -294,6 +296,7 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Listener<'_, S,
 
     /// Lengthens the carried message head until the parser has used what was carried, then lets go of it. Returns
     /// what is still to be taken, in place.
+    #[inline(never)]
     fn complete_carry<'b>(&mut self, stream: &mut Stream, passage: &mut Passage, rest: &'b [u8]) -> &'b [u8] {
         let carry = stream.carry;
         let mut appended = 0;
@@ -371,6 +374,7 @@ impl<S, E: FnMut(&FlowTuple, &mut S, StreamEvent<'_>) -> Demand> Listener<'_, S,
     }
 
     /// Keeps an incomplete message head for the segment that completes it.
+    #[inline(never)]
     fn carry(&mut self, stream: &mut Stream, passage: &mut Passage, head: &[u8]) {
         let anomaly = if head.len() > CARRY_BYTES {
             Anomaly::LineTooLong
