@@ -17,6 +17,10 @@ use crate::reassembly::{Demand, StreamBytes};
 /// How many keys before the expected one are searched for an answer that came out of order (a proxy may reorder).
 const OUT_OF_ORDER_KEYS_MAX: usize = 1024;
 
+/// The lines that most answers end with, or are; which requests they answer, and how.
+const PLAIN_ENDS: [(&[u8], Reply, Outcome); 2] =
+    [(b"END\r\n", Reply::Values, Outcome::Miss), (b"STORED\r\n", Reply::Storage, Outcome::Stored)];
+
 /// A message of the server whose end is known.
 struct Extent {
     /// Bytes of its head.
@@ -105,13 +109,19 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
             let taken = self.take_value(key, &extent, bytes);
             return if taken { Parsed::Message(extent, head) } else { Parsed::Foreign };
         }
-        let Some((answer, head)) = text::split_answer(rest) else {
+        for (line, reply, outcome) in PLAIN_ENDS {
+            if rest.starts_with(line) && self.take_plain_end(reply, outcome, line.len()) {
+                return Parsed::Message(Extent { head: line.len(), body: 0 }, line.len());
+            }
+        }
+        let Some((line, head)) = split_line(rest) else {
             if rest.len() <= self.limits.head_bytes_max {
                 return Parsed::Incomplete;
             }
             self.anomalies.count(Anomaly::LineTooLong);
             return Parsed::Foreign;
         };
+        let answer = text::parse_answer(line);
         let extent = Extent { head, body: answer.body() };
         let taken = match answer {
             Answer::Value { key, .. } => self.take_value(key, &extent, bytes),
@@ -171,6 +181,7 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
     }
 
     /// A slot of the request at `first` that holds `key` and has no answer: from `cursor` on, or else before it.
+    #[inline(always)]
     fn find_key_in(&self, first: u32, cursor: u32, key: &[u8]) -> Option<u32> {
         let fits = |slot: u32| self.queue.request(slot).outcome.is_none() && self.queue.key(slot) == key;
         let mut slot = cursor;
@@ -196,6 +207,23 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
     /// The next slot of the same request.
     fn next_key(&self, slot: u32) -> u32 {
         if self.queue.request(slot).traits.has(Traits::LAST) { NONE } else { self.queue.next(slot) }
+    }
+
+    /// The end of the front request's answer, if that is what asked for such a one: the same that `take_line` makes of it.
+    #[inline]
+    fn take_plain_end(&mut self, reply: Reply, outcome: Outcome, bytes: usize) -> bool {
+        let front = self.connection.line.front;
+        if front == NONE {
+            return false;
+        }
+        let request = self.queue.request(front);
+        let unfit = request.traits.has(Traits::OPEN) || request.traits.has(Traits::INVALID);
+        if request.reply != reply || unfit || !self.is_acknowledged(front, false) {
+            return false;
+        }
+        self.connection.stray_errors = 0;
+        self.finish_front(outcome, bytes as u64);
+        true
     }
 
     /// Any other line.

@@ -231,6 +231,7 @@ impl Queue {
         self.in_use
     }
 
+    #[inline]
     fn acquire(&mut self) -> Option<u32> {
         let index = if self.free != NONE {
             let index = self.free;
@@ -247,6 +248,7 @@ impl Queue {
     }
 
     /// Appends a request; `None` when no slot is left. The key is at most [`KEY_MAX`] bytes.
+    #[inline]
     pub(super) fn push(&mut self, line: &mut Line, request: Request, key: &[u8]) -> Option<u32> {
         debug_assert!(key.len() <= KEY_MAX);
         let index = self.acquire()?;

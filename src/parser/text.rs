@@ -7,7 +7,7 @@ use super::command::{Head, Syntax, Verb};
 use super::meta::{self, MetaAnswer};
 use super::queue::{KEY_MAX, Reply, Request, Traits};
 use super::token::{
-    Tokens, body_of, is_integer, leading_word, parse_body, parse_unsigned, split_line, split_short_number,
+    Tokens, body_of, is_integer, leading_word, parse_body, parse_unsigned, split_short_number,
 };
 use crate::model::{Command, Outcome};
 
@@ -185,22 +185,6 @@ pub(super) fn read_plain_value(bytes: &[u8]) -> Option<(&[u8], usize, u64)> {
     let rest = rest.strip_prefix(b"\r\n")?;
     let is_key = !key.is_empty() && key.len() <= KEY_MAX;
     is_key.then_some((key, bytes.len() - rest.len(), body_of(length)?))
-}
-
-/// The answer at the front of `bytes`, and the bytes of its line; `None` while the line has no end.
-#[inline]
-pub(super) fn split_answer(bytes: &[u8]) -> Option<(Answer<'_>, usize)> {
-    // What most answers end with, or are, needs no search for its end.
-    const END: &[u8] = b"END\r\n";
-    const STORED: &[u8] = b"STORED\r\n";
-    if bytes.starts_with(END) {
-        return Some((Answer::End, END.len()));
-    }
-    if bytes.starts_with(STORED) {
-        return Some((Answer::Stored, STORED.len()));
-    }
-    let (line, used) = split_line(bytes)?;
-    Some((parse_answer(line), used))
 }
 
 /// Reads one line without its end.

@@ -46,18 +46,21 @@ fn word_end_in(eight: [u8; 8]) -> Option<usize> {
 }
 
 /// The decimal number at the front of `bytes`, if it is short enough to need no care, and what follows it.
-#[inline]
+#[inline(always)]
 pub(super) fn split_short_number(bytes: &[u8]) -> Option<(u64, &[u8])> {
     const DIGITS_MAX: usize = 10; // of 32 bits
     let mut number = 0;
-    for (at, &byte) in bytes.iter().take(DIGITS_MAX + 1).enumerate() {
-        let digit = byte.wrapping_sub(b'0');
-        if digit > 9 {
-            return (at > 0).then_some((number, &bytes[at..]));
+    let mut rest = bytes;
+    while let [byte, behind @ ..] = rest
+        && byte.is_ascii_digit()
+    {
+        number = number * 10 + u64::from(byte - b'0');
+        rest = behind;
+        if bytes.len() - rest.len() > DIGITS_MAX {
+            return None;
         }
-        number = number * 10 + u64::from(digit);
     }
-    None
+    (!rest.is_empty() && rest.len() < bytes.len()).then_some((number, rest))
 }
 
 /// What servers before 1.6.40 see of a line: what stands before the first NUL (`process_command_ascii` takes it for a C string).
