@@ -97,11 +97,13 @@ impl SlotIndex {
     pub(super) fn insert(&mut self, hash: u64, slot: u32) -> bool {
         let [first, second] = self.candidates_of(hash);
         let room = |bucket: usize| self.buckets[bucket].places_of(EMPTY);
-        let (in_first, in_second) = (room(first), room(second));
-        let (bucket, places) = if in_first.count_ones() >= in_second.count_ones().min(SPARE_PLACES) {
+        let in_first = room(first);
+        let (bucket, places) = if in_first.count_ones() >= SPARE_PLACES {
             (first, in_first)
         } else {
-            (second, in_second)
+            let in_second = room(second);
+            let second_is_emptier = in_second.count_ones() > in_first.count_ones();
+            if second_is_emptier { (second, in_second) } else { (first, in_first) }
         };
         if places == 0 {
             return false;
