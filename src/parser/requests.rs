@@ -6,7 +6,7 @@
 use super::binary::{self, Parsed};
 use super::command::{Head, Syntax, find_verb};
 use super::queue::{KEY_MAX, NONE, Reply, Request, Traits};
-use super::token::{Tokens, before_nul, is_plausible_key, leading_word, split_line};
+use super::token::{Tokens, before_nul, is_plausible_key, split_line};
 use super::transaction::{KeyList, Protocol, Session};
 use super::{Observation, ObservationNotes, proxy, text};
 use crate::anomaly::Anomaly;
@@ -288,14 +288,7 @@ impl<E: FnMut(&Observation<'_>)> Session<'_, E> {
     /// `end_keys` make of it, without the steps between. Takes nothing that is not plainly that.
     #[inline]
     fn take_plain_get(&mut self, rest: &[u8], place: Place) -> Option<usize> {
-        const VERB: &[u8] = b"get ";
-        const LINE_END: &[u8] = b"\r\n";
-        let key_first = rest.strip_prefix(VERB)?;
-        let key = leading_word(key_first);
-        if key.is_empty() || key.len() > KEY_MAX || !key_first[key.len()..].starts_with(LINE_END) {
-            return None;
-        }
-        let used = VERB.len() + key.len() + LINE_END.len();
+        let (key, used) = text::read_plain_get(rest)?;
         self.connection.unknown_lines = 0;
         let request = Request {
             timestamp: place.timestamp,
@@ -529,14 +522,19 @@ fn is_strict_request(bytes: &[u8], protocol: Protocol, scratch: &mut [u8; 256]) 
     if binary {
         return binary::is_strict_request(bytes);
     }
+    if let Some((key, _)) = text::read_plain_get(bytes) {
+        return is_plausible_key(key);
+    }
     let Some((line, used)) = split_line(bytes) else { return false };
     if !bytes[..used].ends_with(b"\r\n") || line.first().is_none_or(|byte| !byte.is_ascii_lowercase()) {
         return false;
     }
     let mut tokens = Tokens::new(line);
     let Some(verb) = tokens.next().and_then(find_verb) else { return false };
-    if !tokens.clone().all(is_plausible_key) {
-        return false;
+    for token in tokens.clone() {
+        if !is_plausible_key(token) {
+            return false;
+        }
     }
     match verb.syntax {
         Syntax::Keys => tokens.next().is_some(),

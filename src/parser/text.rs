@@ -174,6 +174,16 @@ impl Answer<'_> {
     }
 }
 
+/// A `get` of one key at the front of `bytes`, as clients write it, whole: the key, and the bytes of the line.
+#[inline]
+pub(super) fn read_plain_get(bytes: &[u8]) -> Option<(&[u8], usize)> {
+    let rest = bytes.strip_prefix(b"get ")?;
+    let key = leading_word(rest);
+    let rest = rest[key.len()..].strip_prefix(b"\r\n")?;
+    let is_key = !key.is_empty() && key.len() <= KEY_MAX;
+    is_key.then_some((key, bytes.len() - rest.len()))
+}
+
 /// A hit at the front of `bytes` as servers write it, whole, with a line end and without a CAS value: the key, the bytes of the
 /// line, and those of the body behind it. What is not plainly that is left to [`parse_answer`].
 #[inline]
