@@ -15,6 +15,7 @@ mod netns;
 mod raw;
 
 use figures::Spread;
+use memtap::capture::Decoded;
 use memtap::capture::block::BlockHeader;
 use memtap::capture::decode::{DecodeLimits, Decoder};
 use memtap::capture::filter::FilterSpec;
@@ -23,6 +24,7 @@ use memtap::capture::ring::{
     self, RETIRE_TIMEOUT, Ring, RingOptions, RingShape, RingStatistics, ring_byte_rate,
 };
 use memtap::collector::{Collector, CollectorOptions, TargetOptions};
+use memtap::model::Endpoint;
 use memtap::network::Network;
 use memtap::pipeline::{Pipeline, PipelineLimits, TargetMap, TargetMatch};
 use netns::Pair;
@@ -177,9 +179,11 @@ impl Depth {
             Reader::Walk => {
                 black_box(walk(block.bytes()));
             }
-            Reader::Decode => block.for_each_packet(|captured| {
-                black_box(self.decoder.decode(&captured.packet));
-            }),
+            Reader::Decode => {
+                let mut sum = 0;
+                block.for_each_packet(|captured| sum ^= sum_of(&self.decoder.decode(&captured.packet)));
+                black_box(sum);
+            }
             Reader::Memtap => {
                 let (pipeline, collector) = (&mut self.pipeline, &mut self.collector);
                 block.for_each_packet(|captured| {
@@ -191,6 +195,28 @@ impl Depth {
             }
         }
         true
+    }
+}
+
+/// Of all that was decoded, as the walk sums all that it reads.
+fn sum_of(decoded: &Decoded<'_>) -> u64 {
+    let endpoint = |endpoint: &Endpoint| {
+        let address = u128::from_ne_bytes(*endpoint.octets());
+        address as u64 ^ (address >> 64) as u64 ^ u64::from(endpoint.port())
+    };
+    match decoded {
+        Decoded::Segment(segment) => {
+            let numbers = u64::from(segment.seq) << 32 ^ u64::from(segment.ack) ^ u64::from(segment.flags.0);
+            let lengths = segment.payload.len() as u64 ^ u64::from(segment.payload_wire_bytes) << 32;
+            let ends = endpoint(&segment.source) ^ endpoint(&segment.destination).rotate_left(8);
+            segment.timestamp.nanos() ^ numbers ^ lengths ^ ends
+        }
+        Decoded::Datagram(datagram) => {
+            let lengths = datagram.payload.len() as u64 ^ u64::from(datagram.payload_wire_bytes) << 32;
+            let ends = endpoint(&datagram.source) ^ endpoint(&datagram.destination).rotate_left(8);
+            datagram.timestamp.nanos() ^ datagram.identity ^ lengths ^ ends
+        }
+        Decoded::Fragment | Decoded::Foreign | Decoded::Malformed => 1,
     }
 }
 

@@ -293,7 +293,11 @@ impl Pipeline {
             Some(Decoded::Datagram(datagram)) => {
                 self.stage.handle_datagram(&mut self.datagrams, &datagram, emit)
             }
-            _ => self.handle_layered_packet(packet, emit),
+            _ => {
+                // A copy, as in `Decoder::decode`.
+                let packet = *packet;
+                self.handle_layered_packet(&packet, emit);
+            }
         }
         self.packets_to_tick -= 1;
         if self.packets_to_tick == 0 {

@@ -99,7 +99,11 @@ impl Decoder {
     pub fn decode<'a>(&'a mut self, packet: &Packet<'a>) -> Decoded<'a> {
         match decode_plain(packet) {
             Some(decoded) => decoded,
-            None => self.decode_layered(packet),
+            None => {
+                // A copy, so that only such packets have to lie in memory: a call that takes an address forces that on all.
+                let packet = *packet;
+                self.decode_layered(&packet)
+            }
         }
     }
 
