@@ -3,10 +3,8 @@
 //! Two batches follow one another. One is gathered; when it is full, its flows are counted and what it will touch of the tables is fetched,
 //! which comes while the next one is gathered. Then it is counted in the tables.
 //!
-//! How much is fetched at a time decides what it is worth. A processor has places for some two dozen lines on their way, and what is asked
-//! for beyond them is dropped or waits: so rows and pairs are fetched between other work, one observation at a time. Headers, the first
-//! that is seen of a place, are fetched in a loop that does nothing else: a processor runs ahead over as many instructions as it holds, and
-//! only what it meets there has its addresses translated at the same time.
+//! How much is fetched at a time decides what it is worth: a processor has places for some two dozen lines on their way, and what is
+//! asked for beyond them is dropped or waits. So headers, rows and pairs are fetched between other work, one observation at a time.
 
 use super::Parts;
 use super::flows::{Flows, NOBODY, Spot};
@@ -98,19 +96,9 @@ impl Batch {
         &mut self.waiting[..self.count]
     }
 
-    #[inline(always)]
-    fn waiting(&self) -> &[Waiting] {
-        &self.waiting[..self.count]
-    }
-
-    /// Fetches what is known without a look: headers and flows.
-    pub(super) fn prefetch_first(&self, targets: &Targets, flows: &Flows) {
-        for waiting in self.waiting() {
-            if let Some(target) = &targets[waiting.tuple.target.index()] {
-                target.prefetch_bucket(waiting.key_hash);
-            }
-        }
-        for waiting in self.waiting() {
+    /// Fetches the flows.
+    pub(super) fn prefetch_flows(&self, flows: &Flows) {
+        for waiting in &self.waiting[..self.count] {
             flows.prefetch(waiting.spot);
         }
     }

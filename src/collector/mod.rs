@@ -312,7 +312,7 @@ impl Collector {
         let Collector { targets, gathered, fetched, flows, parts, .. } = self;
         if parts.prefetch {
             fetched.prefetch_late(targets);
-            gathered.prefetch_first(targets, flows);
+            gathered.prefetch_flows(flows);
         }
         self.count_flows();
         let Collector { targets, gathered, fetched, parts, .. } = self;
@@ -320,11 +320,15 @@ impl Collector {
         std::mem::swap(gathered, fetched);
     }
 
-    /// Adds what was gathered to the sums of its flows, which know their clients' places among the pairs.
+    /// Adds what was gathered to the sums of its flows, which know their clients' places among the pairs. In between fetches headers and pairs.
     fn count_flows(&mut self) {
         let Collector { targets, hasher, gathered, flows, parts, .. } = self;
-        let fetches_pairs = parts.pairs && parts.prefetch;
         for waiting in gathered.waiting_mut() {
+            if parts.prefetch
+                && let Some(target) = &targets[waiting.tuple.target.index()]
+            {
+                target.prefetch_bucket(waiting.key_hash);
+            }
             // By reference: a copy would be read back in other widths than it is written in, which stalls.
             let (tuple, spot) = (&waiting.tuple, waiting.spot);
             let known = flows.find(spot, tuple);
@@ -332,8 +336,9 @@ impl Collector {
             let flow = flows.at(at);
             flow.count(&waiting.delta, waiting.weight);
             (waiting.client_hash, waiting.number) = (flow.client_hash, flow.number());
-            if let Some(target) = &targets[tuple.target.index()]
-                && fetches_pairs
+            if parts.pairs
+                && parts.prefetch
+                && let Some(target) = &targets[tuple.target.index()]
             {
                 target.prefetch_pairs(waiting.key_hash, waiting.client_hash, waiting.number);
             }
