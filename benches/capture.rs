@@ -204,17 +204,21 @@ fn sum_of(decoded: &Decoded<'_>) -> u64 {
         let address = u128::from_ne_bytes(*endpoint.octets());
         address as u64 ^ (address >> 64) as u64 ^ u64::from(endpoint.port())
     };
+    let ends = |source, destination| endpoint(source) ^ endpoint(destination).rotate_left(8);
+    let lengths = |payload: &[u8], wire_bytes| payload.len() as u64 ^ u64::from(wire_bytes) << 32;
     match decoded {
         Decoded::Segment(segment) => {
             let numbers = u64::from(segment.seq) << 32 ^ u64::from(segment.ack) ^ u64::from(segment.flags.0);
-            let lengths = segment.payload.len() as u64 ^ u64::from(segment.payload_wire_bytes) << 32;
-            let ends = endpoint(&segment.source) ^ endpoint(&segment.destination).rotate_left(8);
-            segment.timestamp.nanos() ^ numbers ^ lengths ^ ends
+            segment.timestamp.nanos()
+                ^ numbers
+                ^ lengths(segment.payload, segment.payload_wire_bytes)
+                ^ ends(&segment.source, &segment.destination)
         }
         Decoded::Datagram(datagram) => {
-            let lengths = datagram.payload.len() as u64 ^ u64::from(datagram.payload_wire_bytes) << 32;
-            let ends = endpoint(&datagram.source) ^ endpoint(&datagram.destination).rotate_left(8);
-            datagram.timestamp.nanos() ^ datagram.identity ^ lengths ^ ends
+            datagram.timestamp.nanos()
+                ^ datagram.identity
+                ^ lengths(datagram.payload, datagram.payload_wire_bytes)
+                ^ ends(&datagram.source, &datagram.destination)
         }
         Decoded::Fragment | Decoded::Foreign | Decoded::Malformed => 1,
     }

@@ -344,14 +344,19 @@ impl Capture {
         }
     }
 
-    /// What is due each second: keeps less or more of the traffic by the kernel's counters.
+    /// What is due each second.
     fn look(&mut self) {
         self.looked = Instant::now();
         self.count();
-        self.mind_addresses();
-        if self.load_ladder != LoadLadder::Auto {
-            return;
+        if self.load_ladder == LoadLadder::Auto {
+            self.mind_ladder();
         }
+        // After a step, which may have led to where addresses matter.
+        self.mind_addresses();
+    }
+
+    /// Keeps less or more of the traffic by the kernel's counters.
+    fn mind_ladder(&mut self) {
         for (ring, tap) in self.rings.iter_mut().zip(&mut self.taps) {
             if let Some(rung) = tap.ladder.look(std::mem::take(&mut tap.since_look)) {
                 tap.step(ring, rung);

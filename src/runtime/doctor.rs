@@ -109,8 +109,10 @@ fn examine_interfaces(chosen: &[Interface], lines: &mut Lines) {
 fn listen(config: &Config, interfaces: &[Interface], lines: &mut Lines) {
     let mut rings = Vec::new();
     let mut heard_on = Vec::new();
+    // Asks the kernel for this host's addresses: once for all interfaces.
+    let filter = filter_spec(config);
     for interface in interfaces {
-        let mut options = RingOptions::new(interface, filter_spec(config));
+        let mut options = RingOptions::new(interface, filter.clone());
         options.shape = RingShape::with_bytes(config.capture.ring_bytes.min(LISTEN_RING_BYTES_MAX));
         options.promiscuous = config.capture.promiscuous;
         match Ring::open(&options) {
