@@ -7,11 +7,11 @@
 //! asked for beyond them is dropped or waits. So headers, rows and pairs are fetched between other work, one observation at a time.
 
 use super::Parts;
-use super::flows::{Flows, NOBODY, Spot};
+use super::flows::Flows;
 use super::short;
 use super::table::{Delta, KEY_BYTES_MAX};
-use super::target::{Request, Target};
-use crate::model::FlowTuple;
+use super::target::Target;
+use crate::model::TargetId;
 
 /// Observations of a batch. With two batches all that they touch stays in a first-level cache of 32 KiB.
 pub(super) const BATCH: usize = 16;
@@ -19,19 +19,23 @@ pub(super) const BATCH: usize = 16;
 /// The targets' tables, by `TargetId`.
 type Targets = [Option<Box<Target>>];
 
-/// A waiting observation. Its key is in `Batch::keys`, at its own index.
+/// A waiting observation, a cache line of it. Its key is in `Batch::keys`, at its own index.
 #[derive(Clone, Copy)]
+#[repr(align(64))]
 pub(super) struct Waiting {
-    pub(super) tuple: FlowTuple,
-    pub(super) spot: Spot,
     pub(super) key_hash: u64,
     pub(super) delta: Delta,
     pub(super) weight: u32,
-    /// Known when the flow was found.
+    /// The flow's place, until it is counted there.
+    pub(super) flow: u32,
+    pub(super) target: TargetId,
+    key_length: u8,
+    /// Known when it was counted in its flow.
     pub(super) client_hash: u64,
     pub(super) number: Option<u32>,
-    key_length: u8,
 }
+
+const _: () = assert!(size_of::<Waiting>() == 64);
 
 /// Observations of any targets. Whoever takes a target away empties the batches before.
 pub(super) struct Batch {
@@ -39,6 +43,8 @@ pub(super) struct Batch {
     waiting: [Waiting; BATCH],
     keys: [[u8; KEY_BYTES_MAX]; BATCH],
     count: usize,
+    /// The first ones, which are counted in their flows.
+    counted: usize,
     /// Indices of those whose key may be in its second bucket: the first `late_count`.
     late: [u8; BATCH],
     late_count: usize,
@@ -47,19 +53,20 @@ pub(super) struct Batch {
 impl Batch {
     pub(super) fn new() -> Box<Batch> {
         const NOTHING: Waiting = Waiting {
-            tuple: NOBODY,
-            spot: Spot::NOWHERE,
             key_hash: 0,
             delta: Delta::NONE,
             weight: 0,
+            flow: 0,
+            target: TargetId(0),
+            key_length: 0,
             client_hash: 0,
             number: None,
-            key_length: 0,
         };
         Box::new(Batch {
             waiting: [NOTHING; BATCH],
             keys: [[0; KEY_BYTES_MAX]; BATCH],
             count: 0,
+            counted: 0,
             late: [0; BATCH],
             late_count: 0,
         })
@@ -69,7 +76,8 @@ impl Batch {
     #[inline(always)]
     pub(super) fn push(
         &mut self,
-        tuple: &FlowTuple,
+        target: TargetId,
+        flow: usize,
         key: &[u8],
         key_hash: u64,
         delta: Delta,
@@ -77,29 +85,30 @@ impl Batch {
     ) -> bool {
         short::copy(&mut self.keys[self.count], key);
         self.waiting[self.count] = Waiting {
-            tuple: *tuple,
-            spot: Spot::of(tuple),
             key_hash,
             delta,
             weight,
+            flow: flow as u32,
+            target,
+            key_length: key.len() as u8,
             client_hash: 0,
             number: None,
-            key_length: key.len() as u8,
         };
         self.count += 1;
         self.count == BATCH
     }
 
-    /// What is waiting.
+    /// What has yet to be counted in its flow, and is from now on.
     #[inline(always)]
-    pub(super) fn waiting_mut(&mut self) -> &mut [Waiting] {
-        &mut self.waiting[..self.count]
+    pub(super) fn take_uncounted(&mut self) -> &mut [Waiting] {
+        let from = std::mem::replace(&mut self.counted, self.count);
+        &mut self.waiting[from..self.count]
     }
 
     /// Fetches the flows.
     pub(super) fn prefetch_flows(&self, flows: &Flows) {
-        for waiting in &self.waiting[..self.count] {
-            flows.prefetch(waiting.spot);
+        for waiting in &self.waiting[self.counted..self.count] {
+            flows.prefetch(waiting.flow as usize);
         }
     }
 
@@ -109,7 +118,7 @@ impl Batch {
         let waiting = &self.waiting[index];
         // Without a branch: which keys want a third step cannot be foreseen.
         self.late[self.late_count] = index as u8;
-        let target = &targets[waiting.tuple.target.index()];
+        let target = &targets[waiting.target.index()];
         let is_late = target.as_ref().is_some_and(|target| target.prefetch_slot(waiting.key_hash));
         self.late_count += usize::from(is_late);
     }
@@ -118,7 +127,7 @@ impl Batch {
     pub(super) fn prefetch_late(&self, targets: &Targets) {
         for &index in &self.late[..self.late_count] {
             let waiting = &self.waiting[usize::from(index)];
-            if let Some(target) = &targets[waiting.tuple.target.index()] {
+            if let Some(target) = &targets[waiting.target.index()] {
                 target.prefetch_second(waiting.key_hash);
             }
         }
@@ -126,30 +135,21 @@ impl Batch {
 
     /// Counts everything in the tables of keys and pairs, and empties the batch. In between fetches the rows of the batch after it.
     pub(super) fn count_rows(&mut self, targets: &mut Targets, parts: Parts, after: &mut Batch) {
-        for index in 0..self.count.max(after.count) {
-            if index < self.count {
-                self.count_row(index, targets, parts.pairs);
+        let mut ahead = 0..if parts.prefetch { after.count } else { 0 };
+        for (waiting, key) in self.waiting[..self.count].iter().zip(&self.keys) {
+            if let Some(target) = &mut targets[waiting.target.index()] {
+                let key = &key[..usize::from(waiting.key_length)];
+                let Waiting { key_hash, client_hash, number, .. } = *waiting;
+                let place = target.update_key(key_hash, key, &waiting.delta, waiting.weight);
+                if parts.pairs {
+                    target.update_pairs(place, key_hash, client_hash, number);
+                }
             }
-            if index < after.count && parts.prefetch {
+            if let Some(index) = ahead.next() {
                 after.prefetch_row(index, targets);
             }
         }
-        (self.count, self.late_count) = (0, 0);
-    }
-
-    #[inline(always)]
-    fn count_row(&self, index: usize, targets: &mut Targets, pairs: bool) {
-        let waiting = &self.waiting[index];
-        let request = Request {
-            key: &self.keys[index][..usize::from(waiting.key_length)],
-            key_hash: waiting.key_hash,
-            client_hash: waiting.client_hash,
-            number: waiting.number,
-            delta: &waiting.delta,
-            weight: waiting.weight,
-        };
-        if let Some(target) = &mut targets[waiting.tuple.target.index()] {
-            target.update(&request, pairs);
-        }
+        ahead.for_each(|index| after.prefetch_row(index, targets));
+        (self.count, self.counted, self.late_count) = (0, 0, 0);
     }
 }

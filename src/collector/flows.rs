@@ -5,19 +5,16 @@
 
 use super::arena::{Arena, Region, prefetch};
 use super::table::{Addend, Delta, Sums};
-use crate::model::{Endpoint, FlowTuple, TargetId, Transport};
+use crate::model::{FlowTuple, TargetId};
+use std::hash::{BuildHasher, Hasher};
 use std::io;
 
-/// Ways of a set, in which a flow has any place.
-const WAYS: usize = 4;
-
-/// Sets; with the flows, two megabytes. What is not used is not touched.
-const SETS: usize = 4096;
-
-const _: () = assert!(SETS.is_power_of_two());
+/// Flows that have a place. With them come two megabytes, of which what is not used is not touched.
+const PLACES: usize = 1 << PLACE_BITS;
+const PLACE_BITS: u32 = 14;
 
 /// What all flows take.
-pub(super) const BYTES: u64 = (SETS * WAYS * size_of::<Flow>()) as u64;
+pub(super) const BYTES: u64 = (PLACES * size_of::<Flow>()) as u64;
 
 /// A client without a number in the pair table. As a number it would be an address of IPv6, of which there are not so many.
 const NO_NUMBER: u32 = u32::MAX;
@@ -58,47 +55,37 @@ impl Flow {
     }
 }
 
-/// No flow.
-pub(super) const NOBODY: FlowTuple = FlowTuple {
-    target: TargetId(0),
-    server: Endpoint::from_ipv4([0; 4], 0),
-    client: Endpoint::from_ipv4([0; 4], 0),
-    transport: Transport::Tcp,
-};
+/// What a flow is known by: 64 bits of a secret hash, never 0. Two flows are taken for one when all these bits are the same, and so is the time:
+/// for a flow that begins, a chance of some ten thousand in 2^64, which no choice of addresses improves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FlowId(u64);
 
-/// Where a flow may be, and what marks it there.
-#[derive(Clone, Copy)]
-pub(super) struct Spot {
-    set: u32,
-    mark: u32,
-}
-
-impl Spot {
-    /// Of no flow.
-    pub(super) const NOWHERE: Spot = Spot { set: 0, mark: 0 };
-
-    /// Collisions cost time and nothing else, and not more than a place in the tables: any mixing will do.
+impl FlowId {
     #[inline(always)]
-    pub(super) fn of(tuple: &FlowTuple) -> Spot {
-        const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
-        let fold = |octets: &[u8; 16]| {
-            let number = u128::from_ne_bytes(*octets);
-            (number as u64).rotate_left(17) ^ (number >> 64) as u64
-        };
-        let ends = u64::from(tuple.client.port()) << 32 | u64::from(tuple.server.port());
-        let mixed = (fold(tuple.client.octets()) ^ ends).wrapping_mul(ODD) ^ fold(tuple.server.octets());
-        let mixed = (mixed ^ mixed >> 32).wrapping_mul(ODD);
-        let set = (mixed >> 40) as u32 & (SETS as u32 - 1);
-        // Never 0, which marks an unused way.
-        Spot { set, mark: u32::from(tuple.target.0) << 16 | (mixed >> 24) as u32 & 0xffff | 1 }
+    pub(super) fn of(tuple: &FlowTuple, secret: &impl BuildHasher) -> FlowId {
+        let mut hasher = secret.build_hasher();
+        hasher.write_u128(u128::from_ne_bytes(*tuple.client.octets()));
+        hasher.write_u128(u128::from_ne_bytes(*tuple.server.octets()));
+        let ports = u64::from(tuple.client.port()) << 16 | u64::from(tuple.server.port());
+        hasher.write_u64(ports << 32 | u64::from(tuple.target.0) << 1 | tuple.transport as u64);
+        FlowId(hasher.finish() | 1)
+    }
+
+    /// The two places where the flow can be.
+    #[inline(always)]
+    fn places(self) -> [usize; 2] {
+        let at = |shift: u32| (self.0 >> shift) as usize % PLACES;
+        [at(u64::BITS - PLACE_BITS), at(u64::BITS - 2 * PLACE_BITS)]
     }
 }
 
-/// Set-associative; the ways of a set are given away in turn.
+/// Each flow has two places where it can be; when others have them, one of these goes.
 pub(super) struct Flows {
-    /// By set and way: the target above 16 bits of the flow's hash; 0: unused.
-    marks: Box<[[u32; WAYS]]>,
-    /// By set and way, one after the other. Meaningless where the mark is 0.
+    /// By place: whose it is; 0: nobody's.
+    ids: Box<[u64; PLACES]>,
+    /// By place: that flow's target.
+    targets: Box<[TargetId; PLACES]>,
+    /// By place. Meaningless where it is nobody's.
     flows: Region<Flow>,
     turn: usize,
 }
@@ -107,39 +94,26 @@ impl Flows {
     /// Fails when the system has no memory left.
     pub(super) fn new() -> io::Result<Flows> {
         // Of its own, so that all flows lie in one huge page.
-        let flows = Arena::new(BYTES as usize)?.carve(SETS * WAYS);
+        let flows = Arena::new(BYTES as usize)?.carve(PLACES);
         let flows = flows.ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Flows { marks: vec![[0; WAYS]; SETS].into(), flows, turn: 0 })
-    }
-
-    /// First step before a flow is found: fetches what has its mark.
-    #[inline(always)]
-    pub(super) fn prefetch(&self, spot: Spot) {
-        let marked = self.marked(spot);
-        if marked != 0 {
-            prefetch(&self.flows[spot.set as usize * WAYS + marked.trailing_zeros() as usize]);
-        }
-    }
-
-    /// A bit for each way with this mark.
-    #[inline(always)]
-    fn marked(&self, spot: Spot) -> u32 {
-        let marks = &self.marks[spot.set as usize];
-        (0..WAYS).fold(0, |mask, way| mask | u32::from(marks[way] == spot.mark) << way)
+        Ok(Flows { ids: Box::new([0; PLACES]), targets: Box::new([TargetId(0); PLACES]), flows, turn: 0 })
     }
 
     /// The place of a flow that is here.
     #[inline(always)]
-    pub(super) fn find(&self, spot: Spot, tuple: &FlowTuple) -> Option<usize> {
-        let mut marked = self.marked(spot);
-        while marked != 0 {
-            let at = spot.set as usize * WAYS + marked.trailing_zeros() as usize;
-            if self.flows[at].tuple == *tuple {
-                return Some(at);
-            }
-            marked &= marked - 1;
+    pub(super) fn find(&self, id: FlowId) -> Option<usize> {
+        // Nearly all are in their first place.
+        let [first, second] = id.places();
+        if self.ids[first] == id.0 {
+            return Some(first);
         }
-        None
+        (self.ids[second] == id.0).then_some(second)
+    }
+
+    /// Fetches the flow of a place.
+    #[inline(always)]
+    pub(super) fn prefetch(&self, at: usize) {
+        prefetch(&self.flows[at]);
     }
 
     #[inline(always)]
@@ -147,34 +121,39 @@ impl Flows {
         &mut self.flows[at]
     }
 
-    /// Gives a flow a place; returns it, and the flow that had it.
-    pub(super) fn insert(&mut self, spot: Spot, flow: Flow) -> (usize, Option<Flow>) {
-        let marks = &mut self.marks[spot.set as usize];
-        let way = marks.iter().position(|&mark| mark == 0).unwrap_or_else(|| {
+    /// Whether a flow that is not here finds a place that is nobody's.
+    pub(super) fn has_room(&self, id: FlowId) -> bool {
+        id.places().iter().any(|&at| self.ids[at] == 0)
+    }
+
+    /// Gives a flow that is not here a place; returns it, and the flow that had it.
+    pub(super) fn insert(&mut self, id: FlowId, flow: Flow) -> (usize, Option<Flow>) {
+        let places = id.places();
+        let at = places.into_iter().find(|&at| self.ids[at] == 0).unwrap_or_else(|| {
             self.turn += 1;
-            self.turn % WAYS
+            places[self.turn % places.len()]
         });
-        let at = spot.set as usize * WAYS + way;
+        self.targets[at] = flow.tuple.target;
         let former = std::mem::replace(&mut self.flows[at], flow);
-        (at, (std::mem::replace(&mut marks[way], spot.mark) != 0).then_some(former))
+        (at, (std::mem::replace(&mut self.ids[at], id.0) != 0).then_some(former))
     }
 
     /// Takes all flows of a target out.
     pub(super) fn take(&mut self, target: TargetId) -> impl Iterator<Item = &Flow> {
-        let Flows { marks, flows, .. } = self;
-        let places = marks.as_flattened_mut().iter_mut().zip(flows.iter());
-        places.filter(move |(mark, _)| **mark != 0 && **mark >> 16 == u32::from(target.0)).map(
-            |(mark, flow)| {
-                *mark = 0;
-                flow
-            },
-        )
+        let Flows { ids, targets, flows, .. } = self;
+        let places = ids.iter_mut().zip(targets.iter()).zip(flows.iter());
+        places.filter(move |((id, of), _)| **of == target && **id != 0).map(|((id, _), flow)| {
+            *id = 0;
+            flow
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Endpoint, Transport};
+    use foldhash::quality::FixedState;
     use std::collections::{HashMap, HashSet};
 
     fn tuple(client: u32) -> FlowTuple {
@@ -189,27 +168,50 @@ mod tests {
         }
     }
 
+    fn id(tuple: &FlowTuple) -> FlowId {
+        FlowId::of(tuple, &FixedState::with_seed(1))
+    }
+
     #[test]
     fn flows_are_spread() {
-        let sets: HashSet<u32> = (0..1000).map(|client| Spot::of(&tuple(client)).set).collect();
-        assert!(sets.len() > 800, "{}", sets.len());
+        let places: HashSet<usize> = (0..1000).map(|client| id(&tuple(client)).places()[0]).collect();
+        assert!(places.len() > 900, "{}", places.len());
+    }
+
+    #[test]
+    fn everything_about_a_flow_is_in_its_id() {
+        let flow = tuple(0);
+        let others = [
+            FlowTuple { target: TargetId(1), ..flow },
+            FlowTuple { transport: Transport::Udp, ..flow },
+            FlowTuple { client: Endpoint::from_ipv4([10, 0, 0, 0], 40_001), ..flow },
+            FlowTuple { client: Endpoint::from_ipv4([10, 0, 0, 2], 40_000), ..flow },
+            FlowTuple { server: Endpoint::from_ipv4([10, 0, 0, 1], 11212), ..flow },
+            FlowTuple { server: Endpoint::from_ipv4([10, 0, 0, 2], 11211), ..flow },
+            FlowTuple { server: flow.client, client: flow.server, ..flow },
+        ];
+        for other in others {
+            assert_ne!(id(&other), id(&flow), "{other:?}");
+        }
     }
 
     /// More flows than there is room for: what is pushed out and what is taken out at the end is all that came, each once.
     #[test]
     fn nothing_is_lost_of_flows_that_are_pushed_out() {
-        const CLIENTS: u32 = 3 * (SETS * WAYS) as u32;
+        const CLIENTS: u32 = 3 * PLACES as u32;
         let mut flows = Flows::new().unwrap();
         let mut written: HashMap<FlowTuple, u32> = HashMap::new();
         let mut write = |flow: &Flow| *written.entry(flow.tuple).or_default() += flow.weight;
         for client in (0..CLIENTS).chain(CLIENTS - 100..CLIENTS) {
-            let (tuple, spot) = (tuple(client), Spot::of(&tuple(client)));
-            let at = flows.find(spot, &tuple).unwrap_or_else(|| {
-                let (at, former) = flows.insert(spot, Flow::new(&tuple, 0, None));
+            let (tuple, id) = (tuple(client), id(&tuple(client)));
+            let at = flows.find(id).unwrap_or_else(|| {
+                let had_room = flows.has_room(id);
+                let (at, former) = flows.insert(id, Flow::new(&tuple, 0, None));
+                assert_eq!(former.is_none(), had_room);
                 former.iter().for_each(&mut write);
                 at
             });
-            assert_eq!(flows.find(spot, &tuple), Some(at));
+            assert_eq!(flows.find(id), Some(at));
             flows.at(at).weight += 1;
         }
         for target in 0..3 {

@@ -39,7 +39,7 @@ use crate::model::{FlowTuple, TargetId};
 use crate::parser::Observation;
 use crate::reassembly::TargetTally;
 use batch::Batch;
-use flows::{Flow, Flows, Spot};
+use flows::{Flow, FlowId, Flows};
 use foldhash::SharedSeed;
 use foldhash::quality::SeedableRandomState;
 use std::hash::{BuildHasher, Hasher};
@@ -293,7 +293,9 @@ impl Collector {
         let weight = target.weight(&delta);
         let key = &observation.key[..observation.key.len().min(KEY_BYTES_MAX)];
         let key_hash = hash(&self.hasher, key);
-        if self.gathered.push(tuple, key, key_hash, delta, weight) {
+        let id = FlowId::of(tuple, &self.hasher);
+        let flow = self.flows.find(id).unwrap_or_else(|| self.meet(id, tuple));
+        if self.gathered.push(tuple.target, flow, key, key_hash, delta, weight) {
             self.advance();
             self.sweep_slice();
         }
@@ -322,27 +324,43 @@ impl Collector {
 
     /// Adds what was gathered to the sums of its flows, which know their clients' places among the pairs. In between fetches headers and pairs.
     fn count_flows(&mut self) {
-        let Collector { targets, hasher, gathered, flows, parts, .. } = self;
-        for waiting in gathered.waiting_mut() {
+        let Collector { targets, gathered, flows, parts, .. } = self;
+        for waiting in gathered.take_uncounted() {
             if parts.prefetch
-                && let Some(target) = &targets[waiting.tuple.target.index()]
+                && let Some(target) = &targets[waiting.target.index()]
             {
                 target.prefetch_bucket(waiting.key_hash);
             }
-            // By reference: a copy would be read back in other widths than it is written in, which stalls.
-            let (tuple, spot) = (&waiting.tuple, waiting.spot);
-            let known = flows.find(spot, tuple);
-            let at = known.unwrap_or_else(|| meet(targets, flows, spot, tuple, |bytes| hash(hasher, bytes)));
-            let flow = flows.at(at);
+            let flow = flows.at(waiting.flow as usize);
             flow.count(&waiting.delta, waiting.weight);
             (waiting.client_hash, waiting.number) = (flow.client_hash, flow.number());
             if parts.pairs
                 && parts.prefetch
-                && let Some(target) = &targets[tuple.target.index()]
+                && let Some(target) = &targets[waiting.target.index()]
             {
                 target.prefetch_pairs(waiting.key_hash, waiting.client_hash, waiting.number);
             }
         }
+    }
+
+    /// Gives a flow a place, and writes what the one before it asked for.
+    #[cold]
+    fn meet(&mut self, id: FlowId, tuple: &FlowTuple) -> usize {
+        if !self.flows.has_room(id) {
+            // One that waits may be of the flow that goes.
+            self.count_flows();
+        }
+        let Collector { targets, hasher, flows, .. } = self;
+        let hash = |bytes: &[u8]| hash(hasher, bytes);
+        let origin = Origin::of(tuple, hash);
+        let number = targets[tuple.target.index()].as_mut().and_then(|target| target.number(&origin));
+        let (at, former) = flows.insert(id, Flow::new(tuple, origin.client_hash, number));
+        if let Some(former) = former
+            && let Some(target) = &mut targets[former.tuple.target.index()]
+        {
+            target.update_origin(&former, hash);
+        }
+        at
     }
 
     fn sweep_slice(&mut self) {
@@ -392,26 +410,6 @@ impl Collector {
         self.begin_close(target, harvest);
         self.end_close(target, harvest);
     }
-}
-
-/// Gives a flow a place, and writes what the one before it asked for.
-#[cold]
-fn meet(
-    targets: &mut [Option<Box<Target>>],
-    flows: &mut Flows,
-    spot: Spot,
-    tuple: &FlowTuple,
-    hash: impl Fn(&[u8]) -> u64,
-) -> usize {
-    let origin = Origin::of(tuple, &hash);
-    let number = targets[tuple.target.index()].as_mut().and_then(|target| target.number(&origin));
-    let (at, former) = flows.insert(spot, Flow::new(tuple, origin.client_hash, number));
-    if let Some(former) = former
-        && let Some(target) = &mut targets[former.tuple.target.index()]
-    {
-        target.update_origin(&former, &hash);
-    }
-    at
 }
 
 #[inline(always)]

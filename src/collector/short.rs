@@ -13,17 +13,15 @@ fn places(length: usize) -> Option<[usize; 3]> {
 }
 
 #[inline(always)]
-fn word(bytes: &[u8], at: usize) -> u128 {
-    u128::from_ne_bytes(*bytes[at..].first_chunk().expect("words lie within the string"))
+fn word(bytes: &[u8], at: usize) -> &[u8; WORD] {
+    bytes[at..].first_chunk().expect("words lie within the string")
 }
 
 /// Whether two strings are the same.
 #[inline(always)]
 pub(super) fn equal(a: &[u8], b: &[u8]) -> bool {
     match places(a.len()) {
-        Some(places) if a.len() == b.len() => {
-            places.into_iter().fold(0, |differs, at| differs | (word(a, at) ^ word(b, at))) == 0
-        }
+        Some(places) if a.len() == b.len() => places.into_iter().all(|at| word(a, at) == word(b, at)),
         _ => a == b,
     }
 }
@@ -36,7 +34,7 @@ pub(super) fn copy(to: &mut [u8], from: &[u8]) {
         Some(places) => {
             for at in places {
                 let chunk = to[at..].first_chunk_mut().expect("words lie within the string");
-                *chunk = word(from, at).to_ne_bytes();
+                *chunk = *word(from, at);
             }
         }
         None => to.copy_from_slice(from),

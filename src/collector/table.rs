@@ -192,7 +192,9 @@ impl Addend for Delta {
     #[inline(always)]
     fn add_to(&self, sums: &mut Sums) {
         bump(&mut sums.counts[usize::from(self.kind) % KINDS], true);
-        bump(&mut sums.counts[ERRORS], self.error);
+        if self.error {
+            bump(&mut sums.counts[ERRORS], true);
+        }
         bump(&mut sums.counts[SAMPLES], self.timed);
         sums.latency_max = sums.latency_max.max(self.latency);
         sums.latency_sum += u64::from(self.latency);
@@ -226,8 +228,13 @@ impl Sums {
 
     /// Upper bound of the requests.
     #[inline(always)]
-    fn upper(&self) -> u32 {
+    pub(super) fn upper(&self) -> u32 {
         self.counts[..KINDS].iter().fold(self.err, |sum, &count| sum.saturating_add(count))
+    }
+
+    /// Bytes both ways.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes_in.saturating_add(self.bytes_out)
     }
 
     /// The row's own figures: exact since the key came, lower bounds of the whole.
@@ -253,6 +260,20 @@ impl Sums {
 }
 
 impl Slot {
+    /// Whether the row is the key's, whose hash it has: by all bytes that it holds.
+    #[inline(always)]
+    fn holds(&self, key: &[u8], chunks: &Chunks) -> bool {
+        if usize::from(self.length) != key.len() {
+            return false;
+        }
+        match key.split_at_checked(INLINE_BYTES) {
+            None => short::equal(&self.key[..key.len()], key),
+            Some((head, tail)) => {
+                self.key == *head && (self.next == TRUNCATED || chunks.equals(self.next, tail))
+            }
+        }
+    }
+
     /// The key's bytes in a harvested row (all, or those that were kept) and whether some are missing.
     pub(super) fn key<'a>(&'a self, tails: &'a [u8]) -> (&'a [u8], &'a [u8], bool) {
         let length = usize::from(self.length);
@@ -302,6 +323,31 @@ impl Header {
     #[inline(always)]
     fn matching(&self, tag: u16) -> u32 {
         equal_lanes(&self.tag, tag)
+    }
+}
+
+impl Bucket {
+    /// The way of a key that is here.
+    #[inline(always)]
+    fn find(&self, hash: u64, key: &[u8], chunks: &Chunks) -> Option<usize> {
+        let mut mask = self.header.matching(tag_of(hash));
+        while mask != 0 {
+            let way = mask.trailing_zeros() as usize % WAYS;
+            let slot = &self.slots[way];
+            if slot.hash == hash && slot.holds(key, chunks) {
+                return Some(way);
+            }
+            mask &= mask - 1;
+        }
+        None
+    }
+
+    /// Counts more of the key that has this way.
+    #[inline(always)]
+    fn add(&mut self, way: usize, delta: &impl Addend, weight: u32) {
+        let sum = &mut self.header.weight[way];
+        *sum = sum.saturating_add(weight);
+        delta.add_to(&mut self.slots[way].sums);
     }
 }
 
@@ -456,21 +502,14 @@ impl Table {
     pub(super) fn update(&mut self, hash: u64, key: &[u8], delta: &impl Addend, weight: u32) -> Place {
         debug_assert!(key.len() <= KEY_BYTES_MAX);
         let first = place(hash, self.buckets.len());
-        self.refresh(first);
-        match self.find(first, hash, key) {
-            Some(way) => self.again(Place(first * WAYS + way), delta, weight),
-            None => self.miss(first, hash, key, delta, weight),
+        let bucket = &mut self.buckets[first];
+        if bucket.header.epoch == self.epoch
+            && let Some(way) = bucket.find(hash, key, &self.chunks)
+        {
+            bucket.add(way, delta, weight);
+            return Place(first * WAYS + way);
         }
-    }
-
-    /// Counts more of the key whose row is in this place.
-    #[inline(always)]
-    fn again(&mut self, place: Place, delta: &impl Addend, weight: u32) -> Place {
-        let (bucket, way) = (&mut self.buckets[place.0 / WAYS], place.0 % WAYS);
-        let sum = &mut bucket.header.weight[way];
-        *sum = sum.saturating_add(weight);
-        delta.add_to(&mut bucket.slots[way].sums);
-        place
+        self.miss(first, hash, key, delta, weight)
     }
 
     /// Upper bound of the requests of the key whose row the last update left in this place.
@@ -501,36 +540,10 @@ impl Table {
         self.touched.mark(at);
     }
 
-    #[inline(always)]
-    fn find(&self, at: usize, hash: u64, key: &[u8]) -> Option<usize> {
-        let Bucket { header, slots } = &self.buckets[at];
-        let mut mask = header.matching(tag_of(hash));
-        while mask != 0 {
-            let way = mask.trailing_zeros() as usize % WAYS;
-            if slots[way].hash == hash && self.holds(&slots[way], key) {
-                return Some(way);
-            }
-            mask &= mask - 1;
-        }
-        None
-    }
-
-    /// Whether a slot with the key's hash is the key's: by all bytes that it has.
-    #[inline(always)]
-    fn holds(&self, slot: &Slot, key: &[u8]) -> bool {
-        if usize::from(slot.length) != key.len() {
-            return false;
-        }
-        match key.split_at_checked(INLINE_BYTES) {
-            None => short::equal(&slot.key[..key.len()], key),
-            Some((head, tail)) => {
-                slot.key == *head && (slot.next == TRUNCATED || self.chunks.equals(slot.next, tail))
-            }
-        }
-    }
-
-    /// The key is not in its first bucket.
+    /// The key is not in its first bucket. Apart, so that keys that are need not make way in the registers.
+    #[inline(never)]
     fn miss(&mut self, first: usize, hash: u64, key: &[u8], delta: &impl Addend, weight: u32) -> Place {
+        self.refresh(first);
         let bit = filter_bit(hash);
         let bucket = &self.buckets[first].header;
         let (filled, mut err) = (bucket.filled, bucket.floor);
@@ -541,10 +554,12 @@ impl Table {
             let second = second_place(hash, self.buckets.len());
             self.refresh(second);
             if went_there {
-                if let Some(way) = self.find(second, hash, key) {
-                    return self.again(Place(second * WAYS + way), delta, weight);
+                let bucket = &mut self.buckets[second];
+                if let Some(way) = bucket.find(hash, key, &self.chunks) {
+                    bucket.add(way, delta, weight);
+                    return Place(second * WAYS + way);
                 }
-                err = err.max(self.buckets[second].header.floor);
+                err = err.max(bucket.header.floor);
             }
             if spread && self.buckets[second].header.filled < filled {
                 at = second;

@@ -5,7 +5,7 @@ use super::flows::Flow;
 use super::harvest::Harvest;
 use super::numbers::{NUMBER_BYTES, Numbers};
 use super::pairs::{Line, Pairs};
-use super::table::{BUCKET_BYTES, COMPANION_BYTES, Delta, REQUEST_WEIGHT, Rows, Table};
+use super::table::{BUCKET_BYTES, COMPANION_BYTES, Delta, Place, REQUEST_WEIGHT, Rows, Table};
 use super::totals::RunningTotals;
 use super::{Capacity, CollectorError, TargetOptions};
 use crate::anomaly::AnomalyCounts;
@@ -88,18 +88,6 @@ pub(super) fn decode(key: &[u8]) -> Endpoint {
     Endpoint::from_ipv6(address, u16::from_be_bytes([high, low]))
 }
 
-/// One keyed request, ready to be counted.
-#[derive(Clone, Copy)]
-pub(super) struct Request<'a> {
-    pub(super) key: &'a [u8],
-    pub(super) key_hash: u64,
-    pub(super) client_hash: u64,
-    /// The client's in the pair table.
-    pub(super) number: Option<u32>,
-    pub(super) delta: &'a Delta,
-    pub(super) weight: u32,
-}
-
 /// A target's figures since its interval began.
 pub(super) struct Target {
     keys: Table,
@@ -116,7 +104,7 @@ pub(super) struct Target {
     /// Weight of 65,536 bytes in the tables: such that an average request's bytes weigh as much as the request. Constant
     /// within an interval, but for the first one's beginning.
     weight_of_64k: u64,
-    /// An average was measured.
+    /// An average was measured: from then on by what flows asked for, before by each observation.
     measured: bool,
     keyed_requests: u64,
     keyed_bytes: u64,
@@ -185,24 +173,32 @@ impl Target {
     #[inline(always)]
     pub(super) fn count(&mut self, observation: &Observation<'_>, micros: Option<u64>) {
         self.totals.observe(observation, micros);
-        if observation.command.is_keyed() {
-            self.keyed_requests += 1;
-            self.keyed_bytes = self
-                .keyed_bytes
-                .saturating_add(observation.request_bytes)
-                .saturating_add(observation.response_bytes);
-            if !self.measured && self.keyed_requests == MEASURED_AFTER {
-                self.measure();
-            }
+        if !self.measured && observation.command.is_keyed() {
+            self.gauge(observation);
         }
     }
 
-    /// Sets the weight of bytes by the average so far.
+    /// Takes the first keyed requests into account for the weight of bytes.
+    #[cold]
+    fn gauge(&mut self, observation: &Observation<'_>) {
+        self.add_keyed(1, observation.request_bytes.saturating_add(observation.response_bytes));
+        if self.keyed_requests == MEASURED_AFTER {
+            self.measure();
+        }
+    }
+
+    fn add_keyed(&mut self, requests: u64, bytes: u64) {
+        self.keyed_requests += requests;
+        self.keyed_bytes = self.keyed_bytes.saturating_add(bytes);
+    }
+
+    /// Sets the weight of bytes by the average since the last time, where there is one.
     fn measure(&mut self) {
         if let Some(mean) = self.keyed_bytes.checked_div(self.keyed_requests) {
             self.weight_of_64k = weight_of_64k(mean);
             self.measured = true;
         }
+        (self.keyed_requests, self.keyed_bytes) = (0, 0);
     }
 
     /// What an observation weighs in the tables.
@@ -216,14 +212,21 @@ impl Target {
         self.numbers.of(origin.address(), origin.address_hash)
     }
 
-    /// Counts a keyed request in the tables of keys and pairs.
-    #[inline]
-    pub(super) fn update(&mut self, request: &Request<'_>, pairs: bool) {
-        let Request { key, key_hash, client_hash, number, delta, weight } = *request;
-        let place = self.keys.update(key_hash, key, delta, weight);
-        if !pairs {
-            return;
-        }
+    /// Counts a keyed request in the table of keys. Returns the row's place until the next one.
+    #[inline(always)]
+    pub(super) fn update_key(&mut self, key_hash: u64, key: &[u8], delta: &Delta, weight: u32) -> Place {
+        self.keys.update(key_hash, key, delta, weight)
+    }
+
+    /// Counts the request that was counted in this place of the table of keys in those of pairs.
+    #[inline(never)]
+    pub(super) fn update_pairs(
+        &mut self,
+        place: Place,
+        key_hash: u64,
+        client_hash: u64,
+        number: Option<u32>,
+    ) {
         let key_requests = self.keys.requests(place);
         if key_requests > self.pairs.gate() {
             match number {
@@ -239,6 +242,9 @@ impl Target {
     /// Counts what a flow asked for in the tables of clients and servers.
     pub(super) fn update_origin(&mut self, flow: &Flow, hash: impl Fn(&[u8]) -> u64) {
         let (origin, Flow { sums, weight, .. }) = (Origin::of(&flow.tuple, hash), flow);
+        if self.measured {
+            self.add_keyed(u64::from(sums.upper()), sums.bytes());
+        }
         self.clients.update(origin.address_hash, origin.address(), sums, *weight);
         let socket = self.sockets.update(origin.client_hash, &origin.client, sums, *weight);
         if let Some(servers) = &mut self.servers {
@@ -303,7 +309,6 @@ impl Target {
         into.packets = std::mem::take(&mut self.packets);
         into.payload_packets = std::mem::take(&mut self.payload_packets);
         self.measure();
-        (self.keyed_requests, self.keyed_bytes) = (0, 0);
         self.unswept = true;
     }
 

@@ -60,7 +60,7 @@ impl Ask {
     fn tuple(&self) -> FlowTuple {
         let (host, port) = (self.client / 4, 1000 + self.client % 4);
         let client = match host % 3 {
-            0 => Endpoint::from_ipv6([host as u8 + 1; 16], port),
+            0 => Endpoint::from_ipv6([(host as u8).wrapping_add(1); 16], port),
             _ => Endpoint::from_ipv4([10, 0, (host >> 8) as u8, host as u8], port),
         };
         let server = Endpoint::from_ipv4([10, 1, 0, (self.client % 3) as u8], 11211);
@@ -538,6 +538,16 @@ fn a_target_comes_and_goes_beside_another() {
     Model::of(std::iter::repeat_n(&ask, BATCH + 3)).check_exact(&merge(&[&harvest]));
     collector.close_interval(TARGET, &mut harvest);
     Model::of(std::iter::repeat_n(&ask, BATCH + 6)).check_exact(&merge(&[&harvest]));
+}
+
+/// Three times as many flows as there are places for: some give way while requests of theirs wait.
+#[test]
+fn flows_that_give_way_to_others_are_counted() {
+    let clients = (0..50_000_u16).chain((0..50_000).rev());
+    let asks: Vec<Ask> = clients.map(|client| Ask::get(b"k", client)).collect();
+    let mut collector = collector(200_000_000, 1);
+    feed(&mut collector, &asks);
+    Model::of(&asks).check_exact(&merge(&[&close(&mut collector, None)]));
 }
 
 #[test]
