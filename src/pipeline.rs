@@ -4,7 +4,7 @@
 //! configuration file: time comes with the packets, limits come as values.
 
 use crate::anomaly::{Anomaly, AnomalyCounts};
-use crate::capture::decode::{DecodeLimits, Decoder, decode_plain};
+use crate::capture::decode::{DecodeLimits, Decoder};
 use crate::capture::{Datagram, Decoded, Packet, Segment};
 use crate::model::{Endpoint, FlowTuple, TargetId, Timestamp, Transport};
 use crate::network::Network;
@@ -287,37 +287,18 @@ impl Pipeline {
         packet: &Packet<'_>,
         emit: &mut impl FnMut(&FlowTuple, &Observation<'_>),
     ) {
-        self.stage.capture.packets += 1;
-        match decode_plain(packet) {
-            Some(Decoded::Segment(segment)) => self.stage.handle_segment(&mut self.flows, &segment, emit),
-            Some(Decoded::Datagram(datagram)) => {
-                self.stage.handle_datagram(&mut self.datagrams, &datagram, emit)
-            }
-            _ => {
-                // A copy, as in `Decoder::decode`.
-                let packet = *packet;
-                self.handle_layered_packet(&packet, emit);
-            }
-        }
+        let Pipeline { decoder, stage, flows, datagrams, .. } = self;
+        stage.capture.packets += 1;
+        decoder.decode_to(packet, |decoded| match decoded {
+            Decoded::Segment(segment) => stage.handle_segment(flows, &segment, emit),
+            Decoded::Datagram(datagram) => stage.handle_datagram(datagrams, &datagram, emit),
+            Decoded::Fragment => {}
+            Decoded::Foreign => stage.capture.anomalies.count(Anomaly::PacketForeign),
+            Decoded::Malformed => stage.capture.anomalies.count(Anomaly::PacketMalformed),
+        });
         self.packets_to_tick -= 1;
         if self.packets_to_tick == 0 {
             self.tick(packet.timestamp, emit);
-        }
-    }
-
-    /// Takes in a packet that the decoder's fast path does not know. Apart from the others, lest their segments go through memory too.
-    #[inline(never)]
-    fn handle_layered_packet(
-        &mut self,
-        packet: &Packet<'_>,
-        emit: &mut impl FnMut(&FlowTuple, &Observation<'_>),
-    ) {
-        match self.decoder.decode_layered(packet) {
-            Decoded::Segment(segment) => self.stage.handle_segment(&mut self.flows, &segment, emit),
-            Decoded::Datagram(datagram) => self.stage.handle_datagram(&mut self.datagrams, &datagram, emit),
-            Decoded::Fragment => {}
-            Decoded::Foreign => self.stage.capture.anomalies.count(Anomaly::PacketForeign),
-            Decoded::Malformed => self.stage.capture.anomalies.count(Anomaly::PacketMalformed),
         }
     }
 

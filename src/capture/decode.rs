@@ -97,14 +97,25 @@ impl Decoder {
     /// together from fragments; it always lies within what was captured.
     #[inline(always)]
     pub fn decode<'a>(&'a mut self, packet: &Packet<'a>) -> Decoded<'a> {
+        decode_plain(packet).unwrap_or_else(|| self.decode_layered(packet))
+    }
+
+    /// Lends what [`Decoder::decode`] returns to `take`. What comes from the fast path can stay in registers all the way.
+    #[inline(always)]
+    pub fn decode_to(&mut self, packet: &Packet<'_>, take: impl FnOnce(Decoded<'_>)) {
         match decode_plain(packet) {
-            Some(decoded) => decoded,
+            Some(decoded) => take(decoded),
             None => {
                 // A copy, so that only such packets have to lie in memory: a call that takes an address forces that on all.
                 let packet = *packet;
-                self.decode_layered(&packet)
+                self.decode_layered_to(&packet, take);
             }
         }
+    }
+
+    #[inline(never)]
+    fn decode_layered_to(&mut self, packet: &Packet<'_>, take: impl FnOnce(Decoded<'_>)) {
+        take(self.decode_layered(packet));
     }
 
     /// Gives up the fragments that have waited too long at `now`. Arriving fragments do the same; this is for the end of an
@@ -125,7 +136,7 @@ impl Decoder {
 
     /// The general path; also right for packets that the fast path takes.
     #[inline(never)]
-    pub(crate) fn decode_layered<'a>(&'a mut self, packet: &Packet<'a>) -> Decoded<'a> {
+    pub(super) fn decode_layered<'a>(&'a mut self, packet: &Packet<'a>) -> Decoded<'a> {
         let pools = FragmentPools::new(&mut self.outer_fragments, &mut self.inner_fragments);
         tunnel::walk(packet, pools, &self.memcached_ports).unwrap_or_else(Decoded::from)
     }
@@ -208,10 +219,9 @@ impl From<Stop> for Decoded<'_> {
     }
 }
 
-/// The fast path; `None` for everything that is not plainly a segment or a datagram. What comes from here alone can stay in
-/// registers; what comes from [`Decoder::decode`], by one path or the other, goes through memory.
+/// The fast path; `None` for everything that is not plainly a segment or a datagram.
 #[inline(always)]
-pub(crate) fn decode_plain<'a>(packet: &Packet<'a>) -> Option<Decoded<'a>> {
+fn decode_plain<'a>(packet: &Packet<'a>) -> Option<Decoded<'a>> {
     let (mut ethertype, header_bytes) = link_header(packet.link, packet.bytes).ok()?;
     let mut network = Extent::of_packet(packet).after(header_bytes)?;
     let mut tags = 0;
