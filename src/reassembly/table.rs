@@ -26,14 +26,10 @@ struct Bucket {
 const _: () = assert!(size_of::<Bucket>() == 64);
 
 impl Bucket {
-    /// A bit for each place whose tag is `tag`.
-    #[inline(always)]
-    fn places_of(&self, tag: u16) -> u32 {
-        let mut places = 0;
-        for (place, &found) in self.tags.iter().enumerate() {
-            places |= u32::from(found == tag) << place;
-        }
-        places
+    /// A bit for each place where no entry is.
+    fn empty_places(&self) -> u32 {
+        let places = self.tags.iter().enumerate();
+        places.fold(0, |empty, (place, &tag)| empty | u32::from(tag == EMPTY) << place)
     }
 }
 
@@ -96,7 +92,7 @@ impl SlotIndex {
     /// Enters `slot` in one of its candidate buckets; `false` when both are full.
     pub(super) fn insert(&mut self, hash: u64, slot: u32) -> bool {
         let [first, second] = self.candidates_of(hash);
-        let room = |bucket: usize| self.buckets[bucket].places_of(EMPTY);
+        let room = |bucket: usize| self.buckets[bucket].empty_places();
         let in_first = room(first);
         let (bucket, places) = if in_first.count_ones() >= SPARE_PLACES {
             (first, in_first)
@@ -116,7 +112,7 @@ impl SlotIndex {
 
     /// Whether `insert` would find room.
     pub(super) fn has_room(&self, hash: u64) -> bool {
-        self.candidates_of(hash).iter().any(|&bucket| self.buckets[bucket].places_of(EMPTY) != 0)
+        self.candidates_of(hash).iter().any(|&bucket| self.buckets[bucket].empty_places() != 0)
     }
 
     /// Removes `slot`, which was entered with `hash`.
