@@ -176,8 +176,8 @@ impl TargetTables {
         self.target.capacity()
     }
 
-    /// Copies what was counted since the last interval was closed into `harvest`, and gives the memory back.
-    pub fn close(mut self, harvest: &mut Harvest) {
+    /// Copies what was counted since the last interval was closed into `harvest`.
+    pub fn close(&mut self, harvest: &mut Harvest) {
         self.target.begin_close(harvest);
         self.target.end_close(harvest);
         harvest.seed = self.seed;

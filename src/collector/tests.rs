@@ -529,7 +529,7 @@ fn a_target_comes_and_goes_beside_another() {
     collector.close_interval(second, &mut Harvest::new(None, Capacity::default()));
     // Some of these are in the batch, the flows' sums and the tables when the target goes.
     (0..BATCH + 3).for_each(|_| observe(&mut collector));
-    let removed = collector.remove(second).expect("it is there");
+    let mut removed = collector.remove(second).expect("it is there");
     assert!(collector.remove(second).is_none());
     observe(&mut collector);
 

@@ -222,23 +222,28 @@ impl Changes {
         }
         drop(done);
         let mut retirement: Option<Retirement> = None;
-        for one in retired {
-            self.gather(id, one, &mut retirement);
-        }
+        // Kept until its last figures are on their way: the system may take seconds to get memory back, or to give some.
+        let spent: Vec<_> = retired.iter().map(|one| self.gather(id, one, &mut retirement)).collect();
         self.roster.forget(id);
         self.show();
         let Some(retirement) = retirement else { return Err(ENDING.to_string()) };
         let name = escape_name(&entry.target.name);
         self.reporter.tell(Change::Retire(Box::new(retirement)), &self.requests)?;
+        drop(spent);
         tracing::info!("target {name} removed: {} bytes given back", entry.target.budget_bytes);
         Ok(target_wire(entry, "removed"))
     }
 
-    /// Adds what one worker had of a target, and unmaps its tables.
-    fn gather(&self, target: TargetId, retired: Retired, into: &mut Option<Retirement>) {
-        let Retired { tables, interval, capture, spent } = retired;
-        drop(spent);
-        let mut rows = harvest(&self.config, tables.capacity());
+    /// Adds what one worker had of a target; returns the memory that this took.
+    fn gather(
+        &self,
+        target: TargetId,
+        retired: Retired,
+        into: &mut Option<Retirement>,
+    ) -> (TargetTables, Vec<Harvest>) {
+        let Retired { mut tables, interval, capture, mut spent } = retired;
+        // One of its own, unless both are on their way.
+        let mut rows = spent.pop().unwrap_or_else(|| harvest(&self.config, tables.capacity()));
         tables.close(&mut rows);
         let all = into.get_or_insert_with(|| Retirement {
             target,
@@ -250,6 +255,7 @@ impl Changes {
         all.interval.end = all.interval.end.max(interval.end);
         all.harvests.push(rows);
         all.capture.merge(&capture);
+        (tables, spent)
     }
 
     /// Takes over what may change of a configuration; keeps the old one when the new one is wrong.
