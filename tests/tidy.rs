@@ -97,6 +97,21 @@ fn unsafe_stays_in_its_files() {
     assert!(wrong.is_empty(), "unsafe outside {UNSAFE_FILES:?}:\n{}", wrong.join("\n"));
 }
 
+/// Answers of rtnetlink wait for a lock that others may hold for seconds; a worker that asked lost half a million packets. See `src/runtime/links.rs`.
+#[test]
+fn workers_do_not_ask_for_interfaces() {
+    let worker = ["src/runtime/capture.rs", "src/runtime/capture/orders.rs", "src/runtime/worker.rs"];
+    let asks =
+        ["interface::{self", "interface::enumerate", "interface::nic_packets_dropped", "interface::route_to"];
+    let mut wrong = Vec::new();
+    for name in worker {
+        let text = fs::read_to_string(root().join(name)).unwrap();
+        let lines = code_lines(&text).filter(|(_, line)| asks.iter().any(|ask| line.contains(ask)));
+        wrong.extend(lines.map(|(number, line)| format!("{name}:{number}: {}", line.trim())));
+    }
+    assert!(wrong.is_empty(), "workers ask the kernel for interfaces:\n{}", wrong.join("\n"));
+}
+
 #[test]
 fn nothing_unfinished_and_no_stray_prints() {
     // Spelled in two halves so that this list does not find itself.

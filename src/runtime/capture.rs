@@ -6,7 +6,7 @@
 mod orders;
 
 use crate::capture::filter::{FilterSpec, SNAPLEN_NONE};
-use crate::capture::interface::{self, Interface};
+use crate::capture::interface::Interface;
 use crate::capture::ladder::{Ladder, RingLook, Rung};
 use crate::capture::ring::{self, Block, RINGS_PER_WORKER_MAX, Ring, RingState, RingStatistics};
 use crate::cli::Exit;
@@ -14,7 +14,7 @@ use crate::config::LoadLadder;
 use crate::model::Timestamp;
 use crate::runtime::failure::Failure;
 use crate::runtime::fault::Fault;
-use crate::runtime::live::are_own;
+use crate::runtime::links::LinkBoard;
 use crate::runtime::message::{CaptureFigures, Order};
 use crate::runtime::signals::Requests;
 use crate::runtime::worker::Worker;
@@ -22,6 +22,7 @@ use crossbeam_channel::{Receiver, Sender};
 use orders::Retiring;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -75,6 +76,7 @@ pub(super) struct CaptureChannels {
     pub(super) arrivals: Receiver<Arrival>,
     pub(super) departures: Sender<Departure>,
     pub(super) orders: Receiver<Order>,
+    pub(super) links: Arc<LinkBoard>,
 }
 
 /// A worker with its rings.
@@ -191,6 +193,8 @@ impl Capture {
             drop(self.begin_anew());
         }
         let last = AssertUnwindSafe(|| {
+            // No packet waits any more.
+            self.channels.links.ask_dropped(self.taps.iter().map(|tap| tap.interface.index));
             self.look();
             let Capture { worker, mut book, .. } = self;
             worker.finish(Some(now()), |end| book.take(end));
@@ -369,9 +373,9 @@ impl Capture {
     /// An address may have moved to another host, as when a server is replaced: what this one sends there are requests.
     fn mind_addresses(&mut self) {
         let Some(tap) = self.taps.iter().find(|tap| tap.wanted.servers_are_own) else { return };
-        // Otherwise it makes no difference, and each worker would ask.
+        // Otherwise it makes no difference.
         let relies_on_it = |ring: &Ring| ring.filter().response_snaplen == SNAPLEN_NONE;
-        if !self.rings.iter().any(relies_on_it) || are_own(&tap.wanted.servers) {
+        if !self.rings.iter().any(relies_on_it) || self.channels.links.are_own(&tap.wanted.servers) {
             return;
         }
         for (ring, tap) in self.rings.iter_mut().zip(&mut self.taps) {
@@ -418,7 +422,7 @@ impl Capture {
                 blocks: statistics.blocks_total,
             });
             tap.seen = statistics;
-            let nic_drops = nic_drops(&tap.interface);
+            let nic_drops = self.channels.links.dropped(tap.interface.index);
             if let (Some(now), Some(before)) = (nic_drops, tap.nic_seen) {
                 self.book.figures.nic_dropped += now.saturating_sub(before);
             }
@@ -438,7 +442,7 @@ impl Capture {
                 // Packets may have come, and been dropped, since it was opened: those are counted next.
                 seen: ring.statistics_before(),
                 since_look: RingLook::default(),
-                nic_seen: nic_drops(&interface),
+                nic_seen: self.channels.links.dropped(interface.index),
                 interface,
             };
             // It may have been opened before the targets changed.
@@ -499,10 +503,6 @@ impl Tap {
 pub(super) fn now() -> Timestamp {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp::from_parts(since_epoch.as_secs(), since_epoch.subsec_nanos())
-}
-
-fn nic_drops(interface: &Interface) -> Option<u64> {
-    interface::nic_packets_dropped(interface.index).ok().flatten()
 }
 
 fn state_text(state: RingState) -> &'static str {

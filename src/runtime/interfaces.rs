@@ -10,9 +10,11 @@ use crate::cli::Exit;
 use crate::config::{Config, Interfaces, TargetConfig};
 use crate::runtime::capture::{Arrival, Departure};
 use crate::runtime::failure::Failure;
+use crate::runtime::links::LinkBoard;
 use crate::runtime::live::{choose_interfaces, describe, filter_spec, ring_options};
 use crate::runtime::signals::{HEARD_WITHIN, Requests};
 use crossbeam_channel::{Receiver, Sender};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The kernel may have had more to tell than fits its queue, so we look without being told as well.
@@ -32,14 +34,21 @@ pub(super) struct NewTargets {
     pub(super) done: Sender<Result<(), String>>,
 }
 
+/// What the watch is connected to.
+pub(super) struct WatchChannels {
+    /// Where new rings go to, by worker.
+    pub(super) arrivals: Vec<Sender<Arrival>>,
+    pub(super) departures: Receiver<Departure>,
+    pub(super) changes: Receiver<NewTargets>,
+    /// Where workers read what the kernel tells.
+    pub(super) links: Arc<LinkBoard>,
+}
+
 pub(super) struct InterfaceWatch {
     config: Config,
-    links: LinkWatch,
+    watch: LinkWatch,
     requests: Requests,
-    /// Where new rings go to, by worker.
-    arrivals: Vec<Sender<Arrival>>,
-    departures: Receiver<Departure>,
-    changes: Receiver<NewTargets>,
+    channels: WatchChannels,
     /// Numbers of the interfaces that are captured.
     captured: Vec<u32>,
     /// Sockets that have no ring yet, one for each worker.
@@ -57,24 +66,20 @@ impl InterfaceWatch {
     pub(super) fn new(
         config: &Config,
         captured: &[Interface],
-        arrivals: Vec<Sender<Arrival>>,
-        departures: Receiver<Departure>,
-        changes: Receiver<NewTargets>,
+        channels: WatchChannels,
         requests: Requests,
     ) -> Result<InterfaceWatch, Failure> {
         let failed = |error: &dyn std::fmt::Display| Failure::new(Exit::Failure, error);
-        let links = LinkWatch::open().map_err(|error| failed(&error))?;
+        let watch = LinkWatch::open().map_err(|error| failed(&error))?;
         let spares = (0..SPARES)
-            .map(|_| (0..arrivals.len()).map(|_| PacketSocket::open()).collect())
+            .map(|_| (0..channels.arrivals.len()).map(|_| PacketSocket::open()).collect())
             .collect::<Result<_, _>>()
             .map_err(|error| failed(&error))?;
         Ok(InterfaceWatch {
             config: config.clone(),
-            links,
+            watch,
             requests,
-            arrivals,
-            departures,
-            changes,
+            channels,
             captured: captured.iter().map(|interface| interface.index).collect(),
             spares,
             idle: Vec::new(),
@@ -88,12 +93,13 @@ impl InterfaceWatch {
     pub(super) fn run(mut self) -> Result<(), Failure> {
         while !self.requests.must_stop() {
             let changed =
-                self.links.wait(HEARD_WITHIN).map_err(|error| Failure::new(Exit::Failure, error))?;
+                self.watch.wait(HEARD_WITHIN).map_err(|error| Failure::new(Exit::Failure, error))?;
             let mut left = false;
-            while let Ok(departure) = self.departures.try_recv() {
+            while let Ok(departure) = self.channels.departures.try_recv() {
                 left = true;
                 self.captured.retain(|index| *index != departure.interface_index);
-                if self.arrivals.len() == 1 {
+                self.channels.links.forget(departure.interface_index);
+                if self.channels.arrivals.len() == 1 {
                     self.idle.push(departure.ring);
                 }
             }
@@ -104,7 +110,8 @@ impl InterfaceWatch {
                     return ended;
                 }
             }
-            while let Ok(NewTargets { targets, done }) = self.changes.try_recv() {
+            self.channels.links.ask_dropped(self.captured.iter().copied());
+            while let Ok(NewTargets { targets, done }) = self.channels.changes.try_recv() {
                 drop(done.send(self.take_over(targets)));
             }
         }
@@ -149,7 +156,9 @@ impl InterfaceWatch {
         }
         let is_there = |index: &u32| *index == 0 || present.iter().any(|interface| interface.index == *index);
         self.failed.retain(is_there);
-        if self.captured.iter().any(is_there) {
+        let any_is_there = self.captured.iter().any(is_there);
+        self.channels.links.post(present);
+        if any_is_there {
             self.gone_since = None;
             return Ok(());
         }
@@ -184,7 +193,9 @@ impl InterfaceWatch {
             Ok(rings) => {
                 describe(&interface, &rings, &options);
                 self.captured.push(interface.index);
-                for (sender, ring) in self.arrivals.iter().zip(rings) {
+                // Before a worker meets it.
+                self.channels.links.ask_dropped([interface.index]);
+                for (sender, ring) in self.channels.arrivals.iter().zip(rings) {
                     // A worker that has ended takes none.
                     drop(sender.send(Arrival { interface: interface.clone(), ring }));
                 }
@@ -211,7 +222,7 @@ impl InterfaceWatch {
         }
         match self.spares.pop() {
             Some(sockets) => Ring::open_group_on(sockets, options),
-            None => Ring::open_group(options, self.arrivals.len()),
+            None => Ring::open_group(options, self.channels.arrivals.len()),
         }
     }
 }

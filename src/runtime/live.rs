@@ -12,7 +12,8 @@ use crate::runtime::changes::{Changes, Concerned, Reload, ReporterLine};
 use crate::runtime::clock::IntervalClock;
 use crate::runtime::control::Listener;
 use crate::runtime::failure::Failure;
-use crate::runtime::interfaces::InterfaceWatch;
+use crate::runtime::interfaces::{InterfaceWatch, WatchChannels};
+use crate::runtime::links::LinkBoard;
 use crate::runtime::message::ToReporter;
 use crate::runtime::output;
 use crate::runtime::replay::BUFFERS_PER_WORKER;
@@ -30,6 +31,7 @@ use crossbeam_channel::Receiver;
 use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread;
 
 /// Rings that may be on their way to a worker.
@@ -140,6 +142,9 @@ impl Session {
             describe_tables(target, collectors.iter().map(|collector| collector.capacity(target_id(index))));
         }
         let mut order_senders = Vec::with_capacity(workers);
+        let links = Arc::<LinkBoard>::default();
+        links.post(interface::enumerate().map_err(|error| Failure::new(Exit::Failure, error))?);
+        links.ask_dropped(interfaces.iter().map(|interface| interface.index));
         // The same for all: intervals are put together by their ends, and a boundary may pass while workers are made.
         let start = now();
         let parts = rings_by_worker.into_iter().zip(collectors).zip(pipelines(roster.map(), workers));
@@ -164,14 +169,15 @@ impl Session {
             // then drops what is in it, a bounded one would keep it.
             let (order_sender, orders) = crossbeam_channel::unbounded();
             order_senders.push(order_sender);
-            let channels = CaptureChannels { arrivals, departures: departure_sender.clone(), orders };
+            let departures = departure_sender.clone();
+            let channels = CaptureChannels { arrivals, departures, orders, links: Arc::clone(&links) };
             captures.push(Capture::new(worker, config.capture.load_ladder, channels, requests.clone()));
         }
         let sources = interfaces.iter().map(|interface| interface.name.clone()).collect();
         let reporter = ReporterThread::new(config, sources, buffer_senders, requests.clone(), sink);
         let (interfaces_sender, changed) = crossbeam_channel::unbounded(); // as for the orders
-        let watch =
-            InterfaceWatch::new(config, &interfaces, arrival_senders, departures, changed, requests.clone())?;
+        let channels = WatchChannels { arrivals: arrival_senders, departures, changes: changed, links };
+        let watch = InterfaceWatch::new(config, &interfaces, channels, requests.clone())?;
         let mut session = Session { captures, reporter, reports, watch, changes: None, requests };
         if let Some((reload, listener)) = changeable {
             session.reporter = session.reporter.with_publisher(listener.map(Listener::publisher));
@@ -193,22 +199,24 @@ impl Session {
         thread::scope(|scope| {
             let reporter = {
                 let requests = requests.clone();
-                scope.spawn(move || {
+                spawn(scope, "reporter", move || {
                     let reported = catch_unwind(AssertUnwindSafe(|| reporter.run(&reports)));
                     // Nobody captures for nothing.
                     requests.stop();
                     reported.unwrap_or_else(|_| Err(bug()))
                 })
             };
-            let watch = scope.spawn(move || watch.run());
+            let watch = spawn(scope, "interfaces", move || watch.run());
             let changes = changes.map(|changes| {
-                scope.spawn(move || {
+                spawn(scope, "targets", move || {
                     changes.run();
                     Ok(())
                 })
             });
-            let captures: Vec<_> =
-                captures.into_iter().map(|capture| scope.spawn(move || capture.run())).collect();
+            let captures: Vec<_> = (0..)
+                .zip(captures)
+                .map(|(index, capture)| spawn(scope, &format!("worker-{index}"), move || capture.run()))
+                .collect();
             let joined = |thread: thread::ScopedJoinHandle<'_, Result<(), Failure>>| {
                 thread.join().unwrap_or_else(|_| Err(bug()))
             };
@@ -225,6 +233,19 @@ impl Session {
             shown.and(reported).and(captured).and(changed).and(joined(watch))
         })
     }
+}
+
+/// A thread with a name, which `top -H` shows.
+///
+/// # Panics
+/// When the system has no more threads to give, as `Scope::spawn` does.
+fn spawn<'scope, T: Send + 'scope>(
+    scope: &'scope thread::Scope<'scope, '_>,
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> thread::ScopedJoinHandle<'scope, T> {
+    let thread = thread::Builder::new().name(name.to_string());
+    thread.spawn_scoped(scope, work).expect("the system gives a thread")
 }
 
 pub(super) fn bug() -> Failure {
@@ -271,7 +292,7 @@ pub(super) fn server_networks(config: &Config) -> Vec<(IpAddr, u8)> {
 }
 
 /// Whether all servers are this host's, as far as it can be told.
-pub(super) fn are_own(servers: &[(IpAddr, u8)]) -> bool {
+fn are_own(servers: &[(IpAddr, u8)]) -> bool {
     interface::enumerate().is_ok_and(|known| interface::are_own(servers, &known))
 }
 

@@ -13,6 +13,7 @@ mod failure;
 mod fault;
 mod generate;
 mod interfaces;
+mod links;
 mod live;
 mod logging;
 mod merge;
