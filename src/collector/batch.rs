@@ -7,7 +7,7 @@
 //! asked for beyond them is dropped or waits. So headers, rows and pairs are fetched between other work, one observation at a time.
 
 use super::Parts;
-use super::flows::Flows;
+use super::flows::{Flows, Number};
 use super::short;
 use super::table::{Delta, KEY_BYTES_MAX};
 use super::target::Target;
@@ -30,12 +30,26 @@ pub(super) struct Waiting {
     pub(super) flow: u32,
     pub(super) target: TargetId,
     key_length: u8,
-    /// Known when it was counted in its flow.
+    /// The key's in the key table; like the rest known when it was counted in its flow.
+    pub(super) bucket: u32,
     pub(super) client_hash: u64,
-    pub(super) number: Option<u32>,
+    pub(super) number: Number,
 }
 
 const _: () = assert!(size_of::<Waiting>() == 64);
+
+/// Of nothing.
+const NOTHING: Waiting = Waiting {
+    key_hash: 0,
+    delta: Delta::NONE,
+    weight: 0,
+    flow: 0,
+    target: TargetId(0),
+    key_length: 0,
+    bucket: 0,
+    client_hash: 0,
+    number: Number::NONE,
+};
 
 /// Observations of any targets. Whoever takes a target away empties the batches before.
 pub(super) struct Batch {
@@ -52,16 +66,6 @@ pub(super) struct Batch {
 
 impl Batch {
     pub(super) fn new() -> Box<Batch> {
-        const NOTHING: Waiting = Waiting {
-            key_hash: 0,
-            delta: Delta::NONE,
-            weight: 0,
-            flow: 0,
-            target: TargetId(0),
-            key_length: 0,
-            client_hash: 0,
-            number: None,
-        };
         Box::new(Batch {
             waiting: [NOTHING; BATCH],
             keys: [[0; KEY_BYTES_MAX]; BATCH],
@@ -91,8 +95,7 @@ impl Batch {
             flow: flow as u32,
             target,
             key_length: key.len() as u8,
-            client_hash: 0,
-            number: None,
+            ..NOTHING
         };
         self.count += 1;
         self.count == BATCH
@@ -119,7 +122,8 @@ impl Batch {
         // Without a branch: which keys want a third step cannot be foreseen.
         self.late[self.late_count] = index as u8;
         let target = &targets[waiting.target.index()];
-        let is_late = target.as_ref().is_some_and(|target| target.prefetch_slot(waiting.key_hash));
+        let is_late =
+            target.as_ref().is_some_and(|target| target.prefetch_slot(waiting.bucket, waiting.key_hash));
         self.late_count += usize::from(is_late);
     }
 
@@ -139,8 +143,8 @@ impl Batch {
         for (waiting, key) in self.waiting[..self.count].iter().zip(&self.keys) {
             if let Some(target) = &mut targets[waiting.target.index()] {
                 let key = &key[..usize::from(waiting.key_length)];
-                let Waiting { key_hash, client_hash, number, .. } = *waiting;
-                let place = target.update_key(key_hash, key, &waiting.delta, waiting.weight);
+                let Waiting { bucket, key_hash, client_hash, number, .. } = *waiting;
+                let place = target.update_key(bucket, key_hash, key, &waiting.delta, waiting.weight);
                 if parts.pairs {
                     target.update_pairs(place, key_hash, client_hash, number);
                 }

@@ -16,16 +16,34 @@ const PLACE_BITS: u32 = 14;
 /// What all flows take.
 pub(super) const BYTES: u64 = (PLACES * size_of::<Flow>()) as u64;
 
-/// A client without a number in the pair table. As a number it would be an address of IPv6, of which there are not so many.
-const NO_NUMBER: u32 = u32::MAX;
+/// A client's number in the pair table, where one was left for it. The greatest stands for none: as a number it would be an address of
+/// IPv6, of which there are not so many.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(super) struct Number(u32);
+
+impl Number {
+    pub(super) const NONE: Number = Number(u32::MAX);
+
+    #[inline(always)]
+    pub(super) fn get(self) -> Option<u32> {
+        (self.0 != Number::NONE.0).then_some(self.0)
+    }
+}
+
+impl From<Option<u32>> for Number {
+    fn from(number: Option<u32>) -> Number {
+        number.map_or(Number::NONE, Number)
+    }
+}
 
 /// A flow and its sums: two cache lines.
 #[derive(Clone, Copy)]
 #[repr(C, align(128))]
 pub(super) struct Flow {
     pub(super) tuple: FlowTuple,
-    /// The client's in the pair table, or [`NO_NUMBER`].
-    number: u32,
+    /// The client's.
+    pub(super) number: Number,
     /// What `sums` weigh.
     pub(super) weight: u32,
     pub(super) client_hash: u64,
@@ -37,8 +55,7 @@ const _: () = assert!(size_of::<Flow>() == 128);
 
 impl Flow {
     pub(super) fn new(tuple: &FlowTuple, client_hash: u64, number: Option<u32>) -> Flow {
-        let number = number.unwrap_or(NO_NUMBER);
-        Flow { tuple: *tuple, number, weight: 0, client_hash, sums: Sums::NONE }
+        Flow { tuple: *tuple, number: number.into(), weight: 0, client_hash, sums: Sums::NONE }
     }
 
     /// Counts an observation.
@@ -46,12 +63,6 @@ impl Flow {
     pub(super) fn count(&mut self, delta: &Delta, weight: u32) {
         delta.add_to(&mut self.sums);
         self.weight = self.weight.saturating_add(weight);
-    }
-
-    /// The client's number in the pair table; `None`: none was left for it.
-    #[inline(always)]
-    pub(super) fn number(&self) -> Option<u32> {
-        (self.number != NO_NUMBER).then_some(self.number)
     }
 }
 
@@ -153,7 +164,7 @@ impl Flows {
 mod tests {
     use super::*;
     use crate::model::{Endpoint, Transport};
-    use foldhash::quality::FixedState;
+    use foldhash::fast::FixedState;
     use std::collections::{HashMap, HashSet};
 
     fn tuple(client: u32) -> FlowTuple {

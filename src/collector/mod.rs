@@ -195,6 +195,8 @@ pub struct Collector {
     /// By `TargetId`; nothing where a target is not there yet, or not any more.
     targets: Vec<Option<Box<Target>>>,
     hasher: SeedableRandomState,
+    /// As secret, and quicker: flows are told apart by it and never travel.
+    flow_hasher: foldhash::fast::SeedableRandomState,
     /// Names the hash function: harvests with the same seed can be joined by hash.
     seed: u64,
     gathered: Box<Batch>,
@@ -232,10 +234,12 @@ impl Collector {
             None => (process_seed(), SharedSeed::global_random()),
         };
         let hasher = SeedableRandomState::with_seed(seed, shared);
+        let flow_hasher = foldhash::fast::SeedableRandomState::with_seed(seed, shared);
         let flows = Flows::new().map_err(|source| CollectorError::Memory { bytes: flows::BYTES, source })?;
         Ok(Collector {
             targets,
             hasher,
+            flow_hasher,
             seed,
             gathered: Batch::new(),
             fetched: Batch::new(),
@@ -293,7 +297,7 @@ impl Collector {
         let weight = target.weight(&delta);
         let key = &observation.key[..observation.key.len().min(KEY_BYTES_MAX)];
         let key_hash = hash(&self.hasher, key);
-        let id = FlowId::of(tuple, &self.hasher);
+        let id = FlowId::of(tuple, &self.flow_hasher);
         let flow = self.flows.find(id).unwrap_or_else(|| self.meet(id, tuple));
         if self.gathered.push(tuple.target, flow, key, key_hash, delta, weight) {
             self.advance();
@@ -326,14 +330,15 @@ impl Collector {
     fn count_flows(&mut self) {
         let Collector { targets, gathered, flows, parts, .. } = self;
         for waiting in gathered.take_uncounted() {
-            if parts.prefetch
-                && let Some(target) = &targets[waiting.target.index()]
-            {
-                target.prefetch_bucket(waiting.key_hash);
+            if let Some(target) = &targets[waiting.target.index()] {
+                waiting.bucket = target.bucket_of(waiting.key_hash);
+                if parts.prefetch {
+                    target.prefetch_bucket(waiting.bucket);
+                }
             }
             let flow = flows.at(waiting.flow as usize);
             flow.count(&waiting.delta, waiting.weight);
-            (waiting.client_hash, waiting.number) = (flow.client_hash, flow.number());
+            (waiting.client_hash, waiting.number) = (flow.client_hash, flow.number);
             if parts.pairs
                 && parts.prefetch
                 && let Some(target) = &targets[waiting.target.index()]

@@ -436,6 +436,8 @@ impl Closing {
 impl Table {
     /// A table in an arena that has room for it.
     pub(super) fn new(arena: &mut Arena, buckets: usize, chunks: usize) -> Option<Table> {
+        // So many are terabytes.
+        u32::try_from(buckets).ok()?;
         let buckets = arena.carve(buckets)?;
         let chunks = Chunks::new(arena, chunks)?;
         let touched = Touched::new(buckets.len());
@@ -498,10 +500,28 @@ impl Table {
     }
 
     /// Counts a request, or several at once, of a key of at most [`KEY_BYTES_MAX`] bytes; returns where its row is until the next update.
-    #[inline]
     pub(super) fn update(&mut self, hash: u64, key: &[u8], delta: &impl Addend, weight: u32) -> Place {
-        debug_assert!(key.len() <= KEY_BYTES_MAX);
-        let first = place(hash, self.buckets.len());
+        self.update_in(self.bucket_of(hash), hash, key, delta, weight)
+    }
+
+    /// The bucket where a key belongs.
+    #[inline(always)]
+    pub(super) fn bucket_of(&self, hash: u64) -> u32 {
+        place(hash, self.buckets.len()) as u32
+    }
+
+    /// [`Table::update`] for whoever knows [`Table::bucket_of`] the hash.
+    #[inline]
+    pub(super) fn update_in(
+        &mut self,
+        first: u32,
+        hash: u64,
+        key: &[u8],
+        delta: &impl Addend,
+        weight: u32,
+    ) -> Place {
+        debug_assert!(key.len() <= KEY_BYTES_MAX && first == self.bucket_of(hash));
+        let first = first as usize;
         let bucket = &mut self.buckets[first];
         if bucket.header.epoch == self.epoch
             && let Some(way) = bucket.find(hash, key, &self.chunks)
@@ -624,14 +644,14 @@ impl Table {
 
     /// First step towards a quick update: fetches the header.
     #[inline(always)]
-    pub(super) fn prefetch_bucket(&self, hash: u64) {
-        prefetch(&self.buckets[place(hash, self.buckets.len())].header);
+    pub(super) fn prefetch_bucket(&self, bucket: u32) {
+        prefetch(&self.buckets[bucket as usize].header);
     }
 
     /// Second step, when the header has come: fetches the likely slot, or the second header. True: a third step is needed.
     #[inline(always)]
-    pub(super) fn prefetch_slot(&self, hash: u64) -> bool {
-        let Bucket { header, slots } = &self.buckets[place(hash, self.buckets.len())];
+    pub(super) fn prefetch_slot(&self, bucket: u32, hash: u64) -> bool {
+        let Bucket { header, slots } = &self.buckets[bucket as usize];
         if header.epoch != self.epoch {
             prefetch(&slots[0]);
             return false;

@@ -1,7 +1,7 @@
 //! Everything that is kept of one target within an interval.
 
 use super::arena::Arena;
-use super::flows::Flow;
+use super::flows::{Flow, Number};
 use super::harvest::Harvest;
 use super::numbers::{NUMBER_BYTES, Numbers};
 use super::pairs::{Line, Pairs};
@@ -214,22 +214,23 @@ impl Target {
 
     /// Counts a keyed request in the table of keys. Returns the row's place until the next one.
     #[inline(always)]
-    pub(super) fn update_key(&mut self, key_hash: u64, key: &[u8], delta: &Delta, weight: u32) -> Place {
-        self.keys.update(key_hash, key, delta, weight)
+    pub(super) fn update_key(
+        &mut self,
+        bucket: u32,
+        key_hash: u64,
+        key: &[u8],
+        delta: &Delta,
+        weight: u32,
+    ) -> Place {
+        self.keys.update_in(bucket, key_hash, key, delta, weight)
     }
 
     /// Counts the request that was counted in this place of the table of keys in those of pairs.
     #[inline(never)]
-    pub(super) fn update_pairs(
-        &mut self,
-        place: Place,
-        key_hash: u64,
-        client_hash: u64,
-        number: Option<u32>,
-    ) {
+    pub(super) fn update_pairs(&mut self, place: Place, key_hash: u64, client_hash: u64, number: Number) {
         let key_requests = self.keys.requests(place);
         if key_requests > self.pairs.gate() {
-            match number {
+            match number.get() {
                 Some(number) => self.pairs.update(key_hash, u64::from(number)),
                 None => self.pairs.skip_unnumbered(),
             }
@@ -253,23 +254,29 @@ impl Target {
         }
     }
 
+    /// The bucket of the key table where a key belongs.
+    #[inline(always)]
+    pub(super) fn bucket_of(&self, key_hash: u64) -> u32 {
+        self.keys.bucket_of(key_hash)
+    }
+
     /// First step before an update: the header.
     #[inline(always)]
-    pub(super) fn prefetch_bucket(&self, key_hash: u64) {
-        self.keys.prefetch_bucket(key_hash);
+    pub(super) fn prefetch_bucket(&self, bucket: u32) {
+        self.keys.prefetch_bucket(bucket);
     }
 
     /// Second step, when the header has come: the slot. True: the key wants the third.
     #[inline(always)]
-    pub(super) fn prefetch_slot(&self, key_hash: u64) -> bool {
-        self.keys.prefetch_slot(key_hash)
+    pub(super) fn prefetch_slot(&self, bucket: u32, key_hash: u64) -> bool {
+        self.keys.prefetch_slot(bucket, key_hash)
     }
 
     /// Beside the second step: the lines of the pairs.
     #[inline(always)]
-    pub(super) fn prefetch_pairs(&self, key_hash: u64, client_hash: u64, number: Option<u32>) {
+    pub(super) fn prefetch_pairs(&self, key_hash: u64, client_hash: u64, number: Number) {
         self.socket_pairs.prefetch(key_hash, client_hash);
-        if let Some(number) = number {
+        if let Some(number) = number.get() {
             self.pairs.prefetch(key_hash, u64::from(number));
         }
     }
