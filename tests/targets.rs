@@ -320,7 +320,8 @@ fn a_configuration_that_is_read_again_changes_the_targets() {
         daemon.memtap.wait_for(expected)
     };
     let counted = thread::scope(|scope| {
-        let loads = [start_load(scope, &pair, 11211, "10"), start_load(scope, &pair, 11212, "10")];
+        // Three reloads have taken 10 s where memory was slow to come.
+        let loads = [start_load(scope, &pair, 11211, "25"), start_load(scope, &pair, 11212, "25")];
         pause(1.5);
         write(&[("a", 11211, "20MB")], "[report\n");
         reload("the old one stays in force");
