@@ -4,8 +4,9 @@
 //! hash. `null` does only that, and is subtracted from the others. `three lines` replays the trace against slots whose
 //! addresses are known beforehand: what the memory itself takes for a header, a row and a key. Times are the thread's
 //! CPU time as the scheduler counts it; contenders take turns, and the least and the median of the rounds are printed.
-//! `sums only` counts the same observations as keyless commands, which stay out of the tables, and hashes the key as all others do. At last an interval is closed
-//! while observations go on: how long one slice of that takes, and how long it would stop them all at once.
+//! `sums only` counts the same observations as keyless commands, which stay out of the tables, and hashes the key as all others
+//! do. At last an interval is closed while observations go on: how long one slice of that takes, and how long it would stop them
+//! all at once.
 //!
 //!     cargo bench --bench collector -- --observations 4000000 --rounds 7
 //!

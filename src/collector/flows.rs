@@ -66,8 +66,8 @@ impl Flow {
     }
 }
 
-/// What a flow is known by: 64 bits of a secret hash, never 0. Two flows are taken for one when all these bits are the same, and so is the time:
-/// for a flow that begins, a chance of some ten thousand in 2^64, which no choice of addresses improves.
+/// What a flow is known by: 63 bits of a secret hash above a 1, so that it is never 0. Two flows are taken for one when these bits are the
+/// same while both are here: for a flow that begins, a chance of some ten thousand in 2^63, which no choice of addresses improves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FlowId(u64);
 
